@@ -1,0 +1,268 @@
+"""The only reader of ``params.yaml`` (what changes a model) and of ``EVERGREEN_*`` (where things are)."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from datetime import date
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ml.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ColumnType = Literal["string", "int", "float", "bool", "timestamp"]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: immutable; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON of this section."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class Problem(Section):
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    table: str
+    id: list[str] = Field(min_length=1)
+    label: str
+    lead_hours: float = Field(ge=0)
+    timezone: str
+
+
+class SourceSpec(BaseModel):
+    """`kind` and whatever that kind takes (checked by the source itself)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    kind: Literal["nycflights", "parquet", "csv", "sql"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Table(Section):
+    source: SourceSpec
+    event_time: str | None
+    known_at: str | None
+    outcomes: list[str]
+    key: list[str] = Field(min_length=1)
+    columns: dict[str, ColumnType]
+
+    @model_validator(mode="after")
+    def _columns_exist(self) -> Self:
+        for column in [*self.key, *self.outcomes]:
+            if column not in self.columns:
+                raise ValueError(f"column {column!r} is not among columns: {', '.join(self.columns)}")
+        return self
+
+
+class Schedule(Section):
+    start: date
+    end: date | None
+    catchup: bool
+
+
+class Landing(Section):
+    lookback_days: int = Field(ge=0)
+    max_bad_row_share: float = Field(ge=0, le=1)
+
+
+class Features(Section):
+    module: str | None
+    tick_minutes: int = Field(ge=1, le=1440)
+
+
+class Train(Section):
+    window_days: int = Field(ge=2)
+    holdout_days: int = Field(ge=1)
+    folds: int = Field(ge=1)
+    fold_days: int = Field(ge=1)
+    embargo_hours: float = Field(ge=0)
+    min_rows: int = Field(ge=1)
+    max_rounds: int = Field(ge=1)
+    early_stopping_rounds: int = Field(ge=1)
+    threads: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    xgboost: dict[str, str | int | float]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        needed = self.holdout_days + self.folds * self.fold_days
+        if needed >= self.window_days:
+            raise ValueError(f"holdout_days + folds × fold_days must be below window_days, but {needed} ≥ {self.window_days}")
+        return self
+
+
+class Dimension(Section):
+    low: float
+    high: float
+    log: bool = False
+    int: bool = False
+    default: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low <= self.default <= self.high:
+            raise ValueError(f"low ≤ default ≤ high must hold, but got ({self.low}, {self.default}, {self.high})")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low must be positive when log is true, but got {self.low}")
+        return self
+
+
+class Tune(Section):
+    trials: int = Field(ge=1)
+    workers: int = Field(ge=1)
+    seconds: float = Field(gt=0)
+    rows: int = Field(ge=1000)
+    space: dict[str, Dimension] = Field(min_length=1)
+
+
+class Baseline(Section):
+    climatology: list[str] = Field(min_length=1)
+
+
+class Gates(Section):
+    min_auc: float = Field(ge=0.5, le=1)
+    max_log_loss: float = Field(gt=0)
+    margin: float = Field(ge=0)
+    confidence: float = Field(gt=0.5, lt=1)
+    resamples: int = Field(ge=100)
+    parity_tolerance: float = Field(gt=0, lt=0.01)
+
+
+class Serving(Section):
+    threshold: float = Field(ge=0, le=1)
+    max_batch: int = Field(ge=1)
+
+
+class Monitoring(Section):
+    window_days: int = Field(ge=1)
+    psi_threshold: float = Field(gt=0)
+    min_labels: int = Field(ge=1)
+    harm_margin: float = Field(ge=0)
+    cooldown_days: int = Field(ge=0)
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    problem: Problem
+    tables: dict[str, Table]
+    schedule: Schedule
+    landing: Landing
+    features: Features
+    train: Train
+    tune: Tune
+    baseline: Baseline
+    gates: Gates
+    serving: Serving
+    monitoring: Monitoring
+
+    @model_validator(mode="after")
+    def _table_exists(self) -> Self:
+        if self.problem.table not in self.tables:
+            raise ValueError(f"problem.table {self.problem.table!r} is not among tables: {', '.join(self.tables)}")
+        if self.tables[self.problem.table].event_time is None:
+            raise ValueError(f"table {self.problem.table!r} needs an event_time")
+        return self
+
+
+class Settings(BaseSettings):
+    """Where things are: EVERGREEN_* variables. Relative paths are below the repository."""
+
+    model_config = SettingsConfigDict(env_prefix="EVERGREEN_", frozen=True)
+
+    params: Path = Field(Path("params.yaml"), description="the parameter file")
+    data: Path = Field(Path("data"), description="raw data, staging and quarantine")
+    var: Path = Field(Path("var"), description="everything else that is local state")
+    store: str = Field("", description="content-addressed store, any fsspec URL; default <var>/store")
+    dvc_remote: str = Field("", description="DVC remote, any URL DVC knows; default <var>/dvc-remote")
+    ledger: str = Field("", description="ledger and deployment manifest, SQLAlchemy URL; default SQLite in <var>")
+    mlflow: str = Field("", description="MLflow tracking and registry URI; default SQLite in <var>")
+    optuna: str = Field("", description="Optuna storage URL; default a journal file per study in <var>")
+    online: Path = Field(Path(""), description="online feature store (SQLite file); default <var>/online.db")
+    host: str = Field("127.0.0.1", description="address that servers bind to")
+    airflow_port: int = 8080
+    mlflow_port: int = 5000
+    serving_port: int = 3000
+
+    @model_validator(mode="after")
+    def _defaults(self) -> Self:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        for name in ("params", "data", "var"):
+            put(name, (ROOT / getattr(self, name)).resolve())
+        put("online", (ROOT / self.online).resolve() if self.online != Path("") else self.var / "online.db")
+        put("store", self.store or f"{self.var}/store")
+        put("dvc_remote", self.dvc_remote or f"{self.var}/dvc-remote")
+        put("ledger", self.ledger or f"sqlite:///{self.var}/ledger.db")
+        put("mlflow", self.mlflow or f"sqlite:///{self.var}/mlflow.db")
+        return self
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read once.
+
+    Raises:
+        ConfigError: a variable has a value that cannot be used.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "EVERGREEN_" + str(first["loc"][0]).upper()
+        raise ConfigError(f"{name}={first['input']!r}: {first['msg']}", f"set {name} to an allowed value") from None
+
+
+@cache
+def load_params(path: Path | None = None) -> Params:
+    """Reads and checks params.yaml.
+
+    Raises:
+        ConfigError: names the first wrong key, its value, and what is allowed.
+    """
+    path = path or settings().params
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no parameter file at {path}", "set EVERGREEN_PARAMS or restore params.yaml") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}", "mend the line that is named") from None
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise _explain(path, error) from None
+
+
+def _explain(path: Path, error: ValidationError) -> ConfigError:
+    """The first problem in one line: key, value, what is allowed, and the nearest known key for an unknown one."""
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # a typo explains the rest
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] != "extra_forbidden":
+        return ConfigError(f"{path.name}: {key} = {first['input']!r}: {first['msg']}{more}", f"change {key} in {path}")
+    section: Any = Params
+    for part in first["loc"][:-1]:
+        annotation = section.model_fields[str(part)].annotation if isinstance(section, type) else None
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        if section is None:
+            break
+    known = list(section.model_fields) if section else []
+    near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+    cure = f"did you mean {near[0]!r}?" if near else (f"known keys: {', '.join(known)}" if known else "remove it")
+    return ConfigError(f"{path.name}: unknown key {key} = {first['input']!r}{more}", cure)

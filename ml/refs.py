@@ -1,0 +1,211 @@
+"""References: the small frozen values that travel between steps.
+
+They hold strings and numbers, serialise to JSON, and point at content by digest, so that any worker can pick up any task.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class Ref(BaseModel):
+    """Base of all references: immutable, strict, JSON both ways.
+
+    >>> w = Window(start="2013-01-01", end="2013-01-03")
+    >>> Window.model_validate_json(w.model_dump_json()) == w
+    True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_xcom(self) -> dict[str, object]:
+        """Plain JSON values, for Airflow's XCom."""
+        return json.loads(self.model_dump_json())
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        return cls.model_validate_json(path.read_text())
+
+
+class Window(Ref):
+    """Data days ``[start, end)``, UTC.
+
+    >>> [d.isoformat() for d in Window(start="2013-01-30", end="2013-02-01").days()]
+    ['2013-01-30', '2013-01-31']
+    """
+
+    start: date
+    end: date
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.start >= self.end:
+            raise ValueError(f"start < end must hold, but got (start={self.start}, end={self.end})")
+        return self
+
+    def days(self) -> list[date]:
+        return [self.start + timedelta(days=i) for i in range((self.end - self.start).days)]
+
+    def __str__(self) -> str:
+        return f"{self.start}..{self.end - timedelta(days=1)}"
+
+
+class LandingRef(Ref):
+    """What `land` staged: one Parquet file per table and day below ``staging/<key>``, not yet validated."""
+
+    window: Window
+    as_of: datetime
+    key: str
+    rows: dict[str, int]
+
+
+class ValidationRef(Ref):
+    """What `validate` found: rows that passed per table, and where the full result and Data Docs are."""
+
+    checkpoint: str
+    run_name: str
+    rows: dict[str, int]
+    checks: int
+    results_uri: str
+
+
+class SnapshotRef(Ref):
+    """One version of the raw data: DVC's ``<md5>.dir`` digest of the landed directory."""
+
+    digest: str
+    files: int
+    size: int
+    as_of: datetime
+    """What was known then, and no more, is in it."""
+    first_day: date
+    last_day: date
+
+
+class TrainPlan(Ref):
+    """What one training run will do, and why; everything else follows from it."""
+
+    run_key: str
+    """Idempotency key: the same plan run twice registers one version."""
+    as_of: datetime
+    reason: str
+    trigger: str
+    """``schedule``, ``request``, ``manual`` or ``backfill``."""
+    snapshot: SnapshotRef
+    train: Window
+    holdout: Window
+    folds: list[tuple[Window, Window]]
+    """Pairs (fit, validation) inside `train`, oldest first; a gap of the embargo lies between the two."""
+    champion_version: str | None
+    champion_digest: str | None
+    champion_params: dict[str, float] | None
+    tune_workers: int
+
+
+class FeatureSetRef(Ref):
+    """A built feature table in the store: ids, times, label, features."""
+
+    digest: str
+    rows: int
+    snapshot: str
+    """Digest of the data that it was computed from."""
+    code: str
+    """Digest of the feature code and parameters that computed it."""
+    window: Window
+    as_of: datetime
+
+
+class ModelRef(Ref):
+    """A fitted model in the store; ``digest`` is the SHA-256 of its ONNX graph."""
+
+    digest: str
+    artifacts: str
+    """Digest of the archive with graph, booster, baseline, reference profile and metadata."""
+    rounds: int
+    train: Window
+    seconds: float
+    cpu_seconds: float
+
+
+class Check(Ref):
+    """One line of a decision. A missing value is a failed check."""
+
+    name: str
+    passed: bool
+    value: float | None
+    threshold: float | None
+    n: int
+    detail: str
+
+
+class Decision(Ref):
+    """A verdict with its reasons."""
+
+    kind: str
+    verdict: str
+    reason: str
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.checks) and all(c.passed for c in self.checks)
+
+
+class EvaluationRef(Ref):
+    """What the holdout said: the gate's decision and the stored report."""
+
+    decision: Decision
+    report: str
+    """Digest of the stored report (metrics, per-day figures, plots' data)."""
+    metrics: dict[str, float]
+
+
+class BundleRef(Ref):
+    """A package that can be served: digest of the bundle archive, and the Bento built from it."""
+
+    digest: str
+    model: str
+    bento: str
+    bento_archive: str
+    """Digest of the exported ``.bento`` archive in the store."""
+    parity: Decision
+
+
+class VersionRef(Ref):
+    """A registered model version."""
+
+    version: str
+    bundle: str
+    model: str
+    verdict: str
+    backfill: bool
+    run_id: str
+
+
+class ScoreRef(Ref):
+    """Batch predictions written, one partition per day."""
+
+    window: Window
+    rows: int
+    version: str
+    partitions: list[str]
+
+
+class MonitorRef(Ref):
+    """What the monitoring of one day found; the whole is stored under `report`."""
+
+    day: date
+    as_of: datetime
+    version: str
+    predictions: int
+    matured: int
+    report: str
+    metrics: dict[str, float]

@@ -1,0 +1,116 @@
+"""The content-addressed store: bytes in, digest out; every read verifies the digest.
+
+Local folder by default, any fsspec URL by ``EVERGREEN_STORE`` (``s3://bucket/prefix``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+import uuid
+from pathlib import Path
+
+import fsspec
+
+from ml.config import settings
+from ml.errors import IntegrityError, NotFoundError
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def put(data: bytes) -> str:
+    """Stores `data` once and returns its SHA-256 hex digest. Atomic: written aside, then renamed."""
+    digest = sha256(data)
+    fs, root = _fs()
+    path = f"{root}/{digest[:2]}/{digest}"
+    if not fs.exists(path):
+        fs.makedirs(os.path.dirname(path), exist_ok=True)
+        aside = f"{path}.{uuid.uuid4().hex}"
+        fs.pipe_file(aside, data)
+        fs.mv(aside, path)
+    return digest
+
+
+def get(digest: str) -> bytes:
+    """Returns the bytes with this digest.
+
+    Raises:
+        NotFoundError: nothing is stored under it.
+        IntegrityError: what is stored is something else (truncated, edited).
+    """
+    fs, root = _fs()
+    path = f"{root}/{digest[:2]}/{digest}"
+    try:
+        data = fs.cat_file(path)
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"no object {digest} in {settings().store}", "check EVERGREEN_STORE, or run the step that made it again"
+        ) from None
+    if sha256(data) != digest:
+        raise IntegrityError(
+            f"object {digest} in {settings().store} has digest {sha256(data)} ({len(data):,} bytes)",
+            f"delete {path} and run the step that made it again",
+        )
+    return data
+
+
+def exists(digest: str) -> bool:
+    fs, root = _fs()
+    return bool(fs.exists(f"{root}/{digest[:2]}/{digest}"))
+
+
+def remember(key: str, digest: str) -> None:
+    """Notes that the work named `key` has the outcome `digest`, so that it need not be done twice."""
+    fs, root = _fs()
+    fs.makedirs(f"{root}/keys", exist_ok=True)
+    aside = f"{root}/keys/{key}.{uuid.uuid4().hex}"
+    fs.pipe_file(aside, digest.encode())
+    fs.mv(aside, f"{root}/keys/{key}")
+
+
+def recall(key: str) -> str | None:
+    """The digest noted for `key`, or None; also None when the object itself is gone."""
+    fs, root = _fs()
+    try:
+        digest = fs.cat_file(f"{root}/keys/{key}").decode()
+    except FileNotFoundError:
+        return None
+    return digest if exists(digest) else None
+
+
+def pack(files: dict[str, bytes]) -> bytes:
+    """An archive of `files` (tar) with the same bytes for the same content: names sorted, times and owners zero."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in sorted(files):
+            info = tarfile.TarInfo(name)
+            info.size = len(files[name])
+            archive.addfile(info, io.BytesIO(files[name]))
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> dict[str, bytes]:
+    """The inverse of `pack`; nothing is written to disk."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        members = [(m, archive.extractfile(m)) for m in archive.getmembers()]
+        return {m.name: f.read() for m, f in members if f is not None}
+
+
+def unpack_to(data: bytes, folder: Path) -> Path:
+    """Writes the files of an archive below `folder`, which is created; refuses names that point outside."""
+    for name, content in unpack(data).items():
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise IntegrityError(f"archive member {name!r} points outside {folder}", "do not use this archive")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def _fs() -> tuple[fsspec.AbstractFileSystem, str]:
+    fs, root = fsspec.core.url_to_fs(settings().store)
+    return fs, root.rstrip("/")
