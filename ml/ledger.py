@@ -57,8 +57,17 @@ def engine(url: str | None = None) -> sa.Engine:
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     made = sa.create_engine(url, connect_args={"timeout": 30} if parsed.get_backend_name() == "sqlite" else {})
-    metadata.create_all(made)
+    create_missing(made)
     return made
+
+
+def create_missing(made: sa.Engine) -> None:
+    """Creates the tables of `metadata` that are not there; unlike ``create_all``, two processes may do it at the same time."""
+    with made.begin() as connection:
+        for table in metadata.sorted_tables:
+            connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
+            for index in sorted(table.indexes, key=lambda each: str(each.name)):
+                connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
 
 
 def record(
