@@ -1,0 +1,80 @@
+"""What was known at a moment: one SQL view of a table that all readers share, so that none can see more than another.
+
+A row's `outcomes` are NULL until its `known_at`; a row whose `known_at` cannot be computed has outcomes that are not known. A table
+without outcomes is an observation: before its `known_at` the whole row is invisible.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import duckdb
+import pyarrow as pa
+
+from ml.config import Table
+from ml.data.query import literal, query, quoted
+from ml.errors import ConfigError
+
+TIMES = ("event_time", "known_at")
+
+
+def in_interval(table: str, spec: Table, start: datetime, end: datetime, relation: str, **tables: pa.Table) -> pa.Table:
+    """Declared columns of the rows whose event time is in [start, end), in an order that depends on nothing but the rows.
+
+    Args:
+        relation: what to select from: the name of one of `tables`, or a table function.
+        start: naive UTC, included. Ignored, like `end`, when the table has no event time.
+    """
+    columns = ", ".join(quoted(c) for c in spec.columns)
+    where = f"WHERE {_between(spec, start, end)}" if spec.event_time else ""
+    return run(table, spec, f"SELECT {columns} FROM {relation} {where} ORDER BY {order(spec)}", tables)
+
+
+def known_sql(spec: Table, as_of: datetime, start: datetime | None, end: datetime | None, relation: str) -> str:
+    """A statement for the rows of the interval as they were known at `as_of`, unordered.
+
+    Adds ``event_time`` and ``known_at`` (NULL: not known) to the declared columns. No interval: all rows.
+    """
+    event = f"CAST(({spec.event_time}) AS TIMESTAMP)" if spec.event_time else "CAST(NULL AS TIMESTAMP)"
+    at = f"CAST(({spec.known_at}) AS TIMESTAMP)" if spec.known_at else event
+    visible = f"coalesce(__at <= {literal(as_of)}, FALSE)" if spec.known_at else "TRUE"
+    columns = [
+        f"CASE WHEN {visible} THEN {quoted(c)} END AS {quoted(c)}" if c in spec.outcomes else quoted(c)
+        for c in spec.columns
+        if c not in TIMES
+    ]
+    conditions = [visible] if not spec.outcomes else []
+    if start is not None and end is not None and spec.event_time:
+        conditions.append(f"__event >= {literal(start)} AND __event < {literal(end)}")
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    inner = f"SELECT *, {event} AS __event, {at} AS __at FROM {relation}"
+    return (
+        f"SELECT {', '.join(columns)}, __event AS event_time, CASE WHEN {visible} THEN __at END AS known_at FROM ({inner}) {where}"
+    )
+
+
+def order(spec: Table) -> str:
+    """Key first, then every other column, so that equal content has one order."""
+    rest = [c for c in spec.columns if c not in spec.key and c not in TIMES]
+    return ", ".join(quoted(c) for c in [*spec.key, *rest])
+
+
+def _between(spec: Table, start: datetime, end: datetime) -> str:
+    event = f"CAST(({spec.event_time}) AS TIMESTAMP)"
+    return f"{event} >= {literal(start)} AND {event} < {literal(end)}"
+
+
+def run(table: str, spec: Table, statement: str, tables: dict[str, pa.Table]) -> pa.Table:
+    """Runs a statement that holds expressions of params.yaml.
+
+    Raises:
+        ConfigError: an expression is not SQL, or names a column that is not there.
+    """
+    try:
+        return query(statement, **tables)
+    except (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException) as error:
+        raise ConfigError(
+            f"tables.{table}: event_time = {spec.event_time!r} or known_at = {spec.known_at!r} is not DuckDB SQL over its columns: "
+            f"{str(error).splitlines()[0]}",
+            f"mend the expression; columns: {', '.join(spec.columns)}",
+        ) from None

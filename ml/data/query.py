@@ -1,0 +1,49 @@
+"""DuckDB for the expressions of params.yaml: one short-lived in-memory connection per statement, Arrow in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+# No extension is ever fetched: what the wheel carries (Parquet) is enough.
+CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "threads": 2,
+}
+
+
+def query(statement: str, **tables: pa.Table) -> pa.Table:
+    """Runs one SQL statement over the given Arrow tables, by their names."""
+    with duckdb.connect(":memory:", config=CONFIG) as connection:
+        for name, table in tables.items():
+            connection.register(name, table)
+        return connection.sql(statement).to_arrow_table()
+
+
+def quoted(name: str) -> str:
+    """A column or table name, safe inside SQL.
+
+    >>> quoted('tail num')
+    '"tail num"'
+    """
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(moment: datetime) -> str:
+    """A timestamp literal.
+
+    >>> literal(datetime(2013, 1, 2, 3))
+    "TIMESTAMP '2013-01-02 03:00:00'"
+    """
+    return f"TIMESTAMP '{moment.isoformat(sep=' ')}'"
+
+
+def parquet(paths: Iterable[Path]) -> str:
+    """A FROM item that reads these Parquet files."""
+    names = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+    return f"read_parquet([{names}])"
