@@ -12,14 +12,15 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from ml import ledger
-from ml.config import ROOT, settings
-from ml.data.landed import locked, newest_as_of, notes, raw_folder
+from ml.config import ROOT, load_params, settings
+from ml.data.landed import landed_days, locked, newest_as_of, raw_folder
 from ml.errors import NotFoundError, SnapshotError
 from ml.refs import SnapshotRef
 
@@ -27,10 +28,10 @@ os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 
 from dvc.exceptions import DvcException  # noqa: E402 - after the variable that it reads
 from dvc.repo import Repo  # noqa: E402
-from dvc_objects.errors import ObjectFormatError  # noqa: E402
 
 KIND = "snapshot"
 REMOTE = "evergreen"
+KEEP_WORKSPACES = timedelta(days=7)  # wall clock, since a run last asked for it
 
 
 def snapshot(as_of: datetime) -> SnapshotRef:
@@ -42,20 +43,172 @@ def snapshot(as_of: datetime) -> SnapshotRef:
     Raises:
         SnapshotError: nothing is landed, or the remote does not take it.
     """
-    with _dvc("write the snapshot"), locked():
-        days = sorted(path.stem for path in raw_folder().glob("*/*.parquet"))
+    with _speaking(f"cannot snapshot {raw_folder()}, or push it to {settings().dvc_remote}"), locked():
+        days = sorted({day for table, spec in load_params().tables.items() if spec.event_time for day in landed_days(table)})
         if not days:
             raise SnapshotError(f"nothing is landed in {raw_folder()}", "land and validate an interval first")
-        with _landed_repo() as repo:
-            out = repo.add(str(raw_folder()))[0].outs[0]
+        if not (settings().data / ".dvc").is_dir():
+            Repo.init(str(settings().data), no_scm=True).close()
+        with Repo(str(settings().data), config=_config(settings().data / ".dvc" / "site")) as repo:
+            added = repo.add(str(raw_folder()))[0].outs[0]
             repo.push()
         newest = max(as_of, newest_as_of() or as_of)
-    ref = SnapshotRef(
-        digest=str(out.hash_info.value),
-        files=int(out.meta.nfiles or 0),
-        size=int(out.meta.size or 0),
-        as_of=newest,
-        first_day=_first_day(),
-        last_day=date.fromisoformat(days[-1]),
+    return _recorded(
+        SnapshotRef(
+            digest=str(added.hash_info.value),
+            files=int(added.meta.nfiles),
+            size=int(added.meta.size),
+            as_of=newest,
+            first_day=date.fromisoformat(days[0]),
+            last_day=date.fromisoformat(days[-1]),
+        )
     )
-    return _recorded(ref)
+
+
+def restore(ref: SnapshotRef, folder: Path | None = None) -> Path:
+    """Brings exactly this version into a folder of its own, from the cache or else from the remote.
+
+    A folder appears whole, by one rename, or not at all; one that is there already is used as it is. Any number of runs may do it at once.
+
+    Args:
+        folder: where to; default ``<var>/workspaces/<digest>``.
+
+    Returns:
+        The folder: ``<folder>/<table>/<day>.parquet``.
+
+    Raises:
+        SnapshotError: a file of the version is neither in the cache nor in the remote.
+    """
+    folder = folder or settings().var / "workspaces" / ref.digest.removesuffix(".dir")
+    if not folder.is_dir():
+        _sweep(folder.parent)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = folder.parent / f".{uuid.uuid4().hex}"
+        try:
+            _pull(ref, aside)
+            (aside / "raw").rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another run was first, with the same content
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    os.utime(folder)
+    return folder
+
+
+def find(as_of: datetime) -> SnapshotRef:
+    """The version to use for work as of a moment: the newest one that was made by then.
+
+    If there is none, the oldest that covers the moment: feature code hides what was not known yet.
+
+    Raises:
+        NotFoundError: no version covers it.
+    """
+    refs = [SnapshotRef.model_validate(entry.evidence) for entry in ledger.entries(KIND)]
+    before = [ref for ref in refs if ref.as_of <= as_of]
+    if before:
+        newest = max(ref.as_of for ref in before)
+        return [ref for ref in before if ref.as_of == newest][-1]
+    covering = [ref for ref in refs if ref.first_day < as_of.date() <= ref.last_day + timedelta(days=1)]
+    if not covering:
+        spans = f"{len(refs)} versions, {min(r.first_day for r in refs)} to {max(r.last_day for r in refs)}" if refs else "none at all"
+        raise NotFoundError(f"no snapshot covers {as_of:%Y-%m-%d %H:%M} (there are: {spans})", "run `ingest` for the days before it")
+    return min(covering, key=lambda ref: ref.as_of)
+
+
+def pin(ref: SnapshotRef, root: Path = ROOT) -> Path:
+    """Writes the version into ``<root>/pinned/raw.dvc``, a file to be tracked by git; ``dvc pull`` there brings ``pinned/raw``.
+
+    Makes `root` a DVC repository, and our remote its default one, where that is not so yet.
+
+    Returns:
+        The path of the ``.dvc`` file.
+    """
+    with _speaking(f"cannot pin {ref.digest} in {root}"):
+        if not (root / ".dvc").is_dir():
+            Repo.init(str(root), no_scm=not (root / ".git").exists()).close()
+        with Repo(str(root)) as repo:
+            if not repo.config["core"].get("remote"):
+                with repo.config.edit() as edited:
+                    edited["core"]["remote"] = REMOTE
+                    edited["remote"][REMOTE] = {"url": _portable(settings().dvc_remote, root)}
+    pinned = _pointer(ref, root / "pinned")
+    (pinned.parent / ".gitignore").write_text("/raw\n")
+    return pinned
+
+
+def _portable(url: str, root: Path) -> str:
+    """A remote below `root` as a relative path (which DVC takes from the working directory, and writes as seen from ``.dvc``)."""
+    return os.path.relpath(url) if Path(url).is_relative_to(root.resolve()) else url
+
+
+def _pull(ref: SnapshotRef, workspace: Path) -> None:
+    """Makes `workspace` a DVC repository that shares our cache, and checks the version out below it as ``raw``."""
+    with _speaking(
+        f"snapshot {ref.digest}: some of its {ref.files} files are neither in the cache ({_cache()}) nor in the remote "
+        f"({settings().dvc_remote})",
+        "set EVERGREEN_DVC_REMOTE to the remote that it was pushed to, or land the days again",
+    ):
+        workspace.mkdir()
+        Repo.init(str(workspace), no_scm=True).close()
+        pointer = _pointer(ref, workspace)
+        with Repo(str(workspace), config=_config(workspace / ".dvc" / "site")) as repo:
+            repo.pull([str(pointer)])
+
+
+def _pointer(ref: SnapshotRef, folder: Path) -> Path:
+    """A ``.dvc`` file that names the version."""
+    folder.mkdir(parents=True, exist_ok=True)
+    out = {"md5": ref.digest, "size": ref.size, "nfiles": ref.files, "hash": "md5", "path": "raw"}
+    aside = folder / f".{uuid.uuid4().hex}"
+    aside.write_text(yaml.safe_dump({"outs": [out]}, sort_keys=False))
+    return aside.rename(folder / "raw.dvc")
+
+
+def _recorded(ref: SnapshotRef) -> SnapshotRef:
+    """Notes the version in the ledger once; returns what is noted, so that the same content gives the same reference."""
+    noted = [SnapshotRef.model_validate(entry.evidence) for entry in ledger.entries(KIND)]
+    if noted and noted[-1].digest == ref.digest:
+        return noted[-1]
+    again = any(old.digest == ref.digest for old in noted)  # content went back to an earlier version
+    key = f"snapshot-{ref.digest}" + (f"-{ref.as_of:%Y%m%dT%H%M%S}" if again else "")
+    reason = f"{ref.files} files, {ref.first_day} to {ref.last_day}"
+    ledger.record(KIND, key, ref.as_of, ref.digest, "made", reason, ref.model_dump(mode="json"))
+    return ref
+
+
+def _cache() -> Path:
+    return settings().data / ".dvc" / "cache"
+
+
+def _config(site: Path) -> dict[str, Any]:
+    """DVC's configuration, from ours; given at each opening, so that no file of it can be out of date."""
+    return {
+        "core": {"analytics": False, "check_update": False, "autostage": False, "remote": REMOTE, "site_cache_dir": str(site)},
+        "cache": {"dir": str(_cache())},
+        "remote": {REMOTE: {"url": settings().dvc_remote}},
+    }
+
+
+@contextmanager
+def _speaking(what: str, cure: str = "check that EVERGREEN_DVC_REMOTE answers, and the space on disk") -> Iterator[None]:
+    """Silences DVC's own output, and turns its exceptions into ours."""
+    loggers = [logging.getLogger(name) for name in ("dvc", "dvc_data", "dvc_objects")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)  # DVC's progress bars follow this level
+    try:
+        yield
+    except (DvcException, OSError) as error:
+        raise SnapshotError(f"{what}: {' '.join(str(error).split())}", cure) from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _sweep(workspaces: Path) -> None:
+    """Removes workspaces that nobody asked for in a long time, and what killed restores left."""
+    limit = (datetime.now(UTC) - KEEP_WORKSPACES).timestamp()
+    for folder in workspaces.glob("*") if workspaces.is_dir() else []:
+        if folder.stat().st_mtime < limit:
+            shutil.rmtree(folder, ignore_errors=True)
