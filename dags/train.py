@@ -1,0 +1,122 @@
+"""`train`: a candidate from the raw data, judged against the baseline and the champion, packaged and registered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import AssetOrTimeSchedule, Param, dag, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from dags.common import CANDIDATE, RETRAIN_REQUEST, Json, call, cron, dag_args, occasion, step, time_param
+from ml.config import load_params
+
+DOC = """
+### train: one candidate, judged and registered
+
+**What** — nightly at 03:00 UTC, or when `drift` asks for it (asset `retrain_request`; its reason is stored with the model). `plan` fixes
+windows and data version, `pull` restores exactly that version, `tune` runs on parallel workers that share one study, `evaluate` judges the
+candidate on days that neither it nor the champion has learnt from. `announce` emits asset `candidate` when the verdict is *promote*.
+
+**Who is called** — the data team, on *failed*. A rejected candidate is a **success**: it is registered, `announce` is *skipped* and the
+champion stays. A backfill registers models marked `backfill`, announces nothing and never moves the champion.
+
+| task failed | it means | do |
+|---|---|---|
+| `plan` | too little matured data for the windows in `params.yaml`, or no snapshot yet | run `ingest` for the days that are named |
+| `pull` | the DVC remote does not answer or lacks the version | check `EVERGREEN_DVC_REMOTE`; clear the task |
+| `validate_training` | the training rows broke a rule | the message names it; mend the data, start a new run |
+| `features`, `tune`, `fit` | code, memory or a killed worker | read the log; clear the task: it starts again and registers one version |
+| `evaluate` | the holdout could not be judged (not: judged badly) | read the log |
+| `package` | ONNX and the booster disagree beyond `gates.parity_tolerance` | do not ship it; keep the run for the engineer |
+| `register` | the registry does not answer | check `EVERGREEN_MLFLOW`; clear the task |
+
+**By hand** — give *as of* to train as if it were that moment. `airflow backfill create --dag-id train …` trains past nights.
+"""
+
+
+@dag(
+    schedule=AssetOrTimeSchedule(timetable=cron("0 3 * * *"), assets=[RETRAIN_REQUEST]),
+    doc_md=DOC,
+    params={
+        "as_of": time_param(),
+        "reason": Param(None, type=["null", "string"], maxLength=500, title="Reason", description_md="Is stored with the model."),
+    },
+    **dag_args("model"),
+)
+def train() -> None:
+    @task
+    def plan() -> Json:
+        from ml import steps
+
+        with step():
+            when = occasion()
+            reason = when.asked.get("reason") or f"{when.trigger} run"
+            return steps.plan(when.as_of, reason, when.trigger, when.run_key).to_xcom()
+
+    @task
+    def pull(plan: Json) -> str:
+        from ml import steps
+
+        return call(steps.pull, plan["snapshot"])
+
+    @task
+    def validate_training(plan: Json) -> Json:
+        from ml import steps
+
+        return call(steps.validate_training, plan)
+
+    @task
+    def features(plan: Json) -> Json:
+        from ml import steps
+
+        return call(steps.features, plan)
+
+    @task(map_index_template="worker {{ task.op_kwargs['worker'] }}")
+    def tune(plan: Json, features: Json, worker: int) -> int:
+        from ml import steps
+
+        return call(steps.tune, plan, features, worker)
+
+    @task
+    def fit(plan: Json, features: Json) -> Json:
+        from ml import steps
+
+        return call(steps.fit, plan, features)
+
+    @task
+    def evaluate(plan: Json, features: Json, model: Json) -> Json:
+        from ml import steps
+
+        return call(steps.evaluate, plan, features, model)
+
+    @task
+    def package(plan: Json, features: Json, model: Json) -> Json:
+        from ml import steps
+
+        return call(steps.package, plan, features, model)
+
+    @task
+    def register(plan: Json, features: Json, model: Json, evaluation: Json, bundle: Json) -> Json:
+        from ml import steps
+
+        return call(steps.register, plan, features, model, evaluation, bundle)
+
+    @task(outlets=[CANDIDATE])
+    def announce(plan: Json, version: Json, *, outlet_events: Any) -> None:
+        if plan["trigger"] == "backfill" or version["backfill"]:
+            raise AirflowSkipException(f"version {version['version']} comes from a backfill: never released")
+        if version["verdict"] != "promote":
+            raise AirflowSkipException(f"version {version['version']}: the verdict is {version['verdict']!r}; the champion stays")
+        outlet_events[CANDIDATE].extra = {"version": version, "as_of": plan["as_of"], "reason": plan["reason"]}
+
+    planned = plan()
+    table = features(planned)
+    pull(planned) >> [table, checked := validate_training(planned)]
+    tuned = tune.partial(plan=planned, features=table).expand(worker=list(range(load_params().tune.workers)))
+    model = fit(planned, table)
+    [tuned, checked] >> model
+    version = register(planned, table, model, evaluate(planned, table, model), package(planned, table, model))
+    announce(planned, version)
+
+
+train()

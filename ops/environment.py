@@ -1,0 +1,89 @@
+"""The environment of the services: what `make up` sets that a container or a unit file would set elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from ml.config import ROOT, Settings
+
+BIN = Path(sys.executable).parent
+USER = "admin"
+
+PRELOAD = (
+    "numpy,pandas,pyarrow.parquet,duckdb,sklearn.linear_model,xgboost,optuna,mlflow,mlflow.models,matplotlib.pyplot,"
+    "great_expectations,onnx,onnxruntime,onnxmltools,skl2onnx,bentoml,dvc.repo,httpx,sqlalchemy,holidays"
+)
+QUIET = {
+    "GX_ANALYTICS_ENABLED": "false",
+    "BENTOML_DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "true",
+    "DO_NOT_TRACK": "true",
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "false",
+    "MPLBACKEND": "Agg",
+}
+
+
+def airflow_home(settings: Settings) -> Path:
+    return settings.var / "airflow"
+
+
+def password(settings: Settings) -> str:
+    """Airflow's password of `USER`: made once, kept in a file that only its owner reads."""
+    path = airflow_home(settings) / "passwords.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            json.dump({USER: secrets.token_urlsafe(12)}, file)
+    return str(json.loads(path.read_text())[USER])
+
+
+def common() -> dict[str, str]:
+    """This process's environment with the venv first, quiet libraries, and byte code written.
+
+    Without byte code every task would compile its imports again.
+    """
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return env | QUIET | {"PATH": f"{BIN}:{env.get('PATH', '')}", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+def mlflow(settings: Settings) -> dict[str, str]:
+    return common() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def airflow(settings: Settings) -> dict[str, str]:
+    """Airflow on SQLite, on loopback, set for few cores and short waits; every key can be overridden from outside."""
+    home = airflow_home(settings)
+    port = settings.airflow_port
+    password(settings)
+    config = {
+        "CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
+        "CORE__LOAD_EXAMPLES": "false",
+        "CORE__EXECUTOR": "warm_executor.WarmLocalExecutor",
+        "CORE__PARALLELISM": "4",  # idle workers hold memory
+        "CORE__DAGS_ARE_PAUSED_AT_CREATION": "false",
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+        "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
+        "CORE__EXECUTION_API_SERVER_URL": f"http://{settings.host}:{port}/execution/",
+        "API__HOST": settings.host,
+        "API__PORT": str(port),
+        "API__BASE_URL": f"http://{settings.host}:{port}",
+        "API__WORKERS": "1",
+        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",  # default 1 s: it is waited for between any two tasks
+        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",  # a file that was edited is read at once nevertheless
+        "DAG_PROCESSOR__REFRESH_INTERVAL": "30",
+        "LOGGING__NAMESPACE_LEVELS": "great_expectations=WARNING alembic=WARNING",
+    }
+    defaults = {f"AIRFLOW__{name}": value for name, value in config.items()}
+    paths = {
+        "AIRFLOW_HOME": str(home),
+        "EVERGREEN_AIRFLOW": str(BIN / "airflow"),
+        "PATH": f"{ROOT / 'ops' / 'bin'}:{BIN}:{os.environ.get('PATH', '')}",
+    }
+    return {"EVERGREEN_PRELOAD": PRELOAD} | defaults | common() | paths
