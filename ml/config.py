@@ -149,10 +149,17 @@ class Serving(Section):
 
 class Monitoring(Section):
     window_days: int = Field(ge=1)
+    confirm_days: int = Field(ge=1)
     psi_threshold: float = Field(gt=0)
     min_labels: int = Field(ge=1)
     harm_margin: float = Field(ge=0)
     cooldown_days: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.confirm_days > self.window_days:
+            raise ValueError(f"confirm_days ≤ window_days must hold, but got ({self.confirm_days}, {self.window_days})")
+        return self
 
 
 class Params(Section):

@@ -1,0 +1,73 @@
+"""Batch scoring: the same features and the same graph as online, one Parquet partition per day, replaced whole."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from datetime import date, datetime
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ml.config import settings
+from ml.packaging.bundle import Bundle
+from ml.packaging.parity import predict, session
+from ml.serving.log import SCHEMA
+
+
+def folder() -> Path:
+    """Where the partitions are."""
+    return settings().var / "predictions" / "batch"
+
+
+def score_features(bundle: Bundle, features: pa.Table, version: str, as_of: datetime) -> pa.Table:
+    """Answers for feature rows, in the shape of the online prediction log.
+
+    Args:
+        features: made by `ml.features.offline.compute`, n rows.
+        as_of: written as ``logged_at``, so that scoring the same again gives the same bytes.
+    """
+    X = features.to_pandas()
+    names = [*bundle.card.numeric, *bundle.card.text]
+    probability = predict(session(bundle.model), bundle.card.numeric, bundle.card.text, X)
+    served = features.select(names).to_pylist()
+    n = len(features)
+    columns = {
+        "entity_id": features["entity_id"],
+        "event_time": features["event_time"],
+        "prediction_time": features["prediction_time"],
+        "logged_at": pa.array([as_of] * n, pa.timestamp("us")),
+        "model_version": pa.array([version] * n),
+        "probability": pa.array(probability),
+        "flags": pa.array([[]] * n, pa.list_(pa.string())),
+        "request_id": pa.array([f"score-{version}-{entity}" for entity in features["entity_id"].to_pylist()]),
+        "tick": features["tick"],
+        "features": pa.array([json.dumps(values) for values in served]),
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def write_partitions(answers: pa.Table, days: Sequence[date]) -> list[str]:
+    """Writes one partition per day, written aside and renamed; returns their names. A day without rows gets an empty partition."""
+    folder().mkdir(parents=True, exist_ok=True)
+    day_of = pc.cast(answers["event_time"], pa.date32())
+    names = []
+    for day in days:
+        target = folder() / f"{day.isoformat()}.parquet"
+        aside = target.with_suffix(f".{uuid.uuid4().hex}")
+        pq.write_table(answers.filter(pc.equal(day_of, pa.scalar(day))), aside)
+        aside.rename(target)
+        names.append(target.name)
+    return names
+
+
+def read_batch(start: datetime, end: datetime) -> pd.DataFrame:
+    """Batch answers to rows whose event time is in [start, end)."""
+    days = [p for p in sorted(folder().glob("*.parquet")) if start.date().isoformat() <= p.stem <= end.date().isoformat()]
+    parts = [pq.read_table(path, schema=SCHEMA) for path in days]
+    answers = (pa.concat_tables(parts) if parts else SCHEMA.empty_table()).to_pandas()
+    return answers[(answers["event_time"] >= start) & (answers["event_time"] < end)]

@@ -1,0 +1,190 @@
+"""`evergreen`: one command per step, and a few for people.
+
+A step's references travel through JSON files: each command reads the ones that it needs from ``--refs`` and writes its own there, so a
+chain of commands is a pipeline.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable
+from datetime import date, datetime
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from ml import steps
+from ml.config import load_params, settings
+from ml.errors import EvergreenError, NothingToDo
+from ml.refs import Ref, Window
+
+REFS = Path("var/refs")
+WRITES = {"land": "landing", "validate": "validation", "fit": "model", "evaluate": "evaluation", "package": "bundle", "register": "version"}
+"""The file that a step writes, where it has another name than the step."""
+
+EXAMPLES = {
+    "land": "evergreen land --start 2013-01-01 --end 2013-04-01 --as-of 2013-04-01T02:00",
+    "validate": "evergreen validate",
+    "snapshot": "evergreen snapshot --as-of 2013-04-01T02:00",
+    "data_docs": "evergreen data-docs",
+    "plan": "evergreen plan --as-of 2013-04-01T03:00 --reason 'first model' --trigger manual --run-key first",
+    "pull": "evergreen pull",
+    "validate_training": "evergreen validate-training",
+    "features": "evergreen features",
+    "tune": "evergreen tune --worker 0 && evergreen tune --worker 1",
+    "fit": "evergreen fit",
+    "evaluate": "evergreen evaluate",
+    "package": "evergreen package",
+    "register": "evergreen register",
+    "smoke": "evergreen smoke",
+    "promote": "evergreen promote --as-of 2013-04-01T04:00",
+    "materialise": "evergreen materialise --as-of 2013-04-18T09:00",
+    "score": "evergreen score --start 2013-04-01 --end 2013-04-18 --as-of 2013-04-18T04:00",
+    "monitor": "evergreen monitor --window-end 2013-04-21 --as-of 2013-04-21T05:00",
+    "decide": "evergreen decide",
+}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Continuous training, step by step. Times are UTC. Try: evergreen land --help",
+)
+
+
+def step_names() -> list[str]:
+    """Every step of `ml.steps`, in the order in which they stand there."""
+    functions = inspect.getmembers(steps, inspect.isfunction)
+    own = [(f.__code__.co_firstlineno, name) for name, f in functions if f.__module__ == steps.__name__ and not name.startswith("_")]
+    return [name for _, name in sorted(own)]
+
+
+def _command(name: str) -> Callable[..., None]:
+    """The command of a step: windows become --start and --end, references files, everything else an option."""
+    function = getattr(steps, name)
+    hints = get_type_hints(function, vars(steps))
+    parameters = [_option("refs", Path, "folder of the references' JSON files", REFS)]
+    for parameter in inspect.signature(function).parameters:
+        if hints[parameter] is Window:
+            parameters += [_option("start", datetime, "first day"), _option("end", datetime, "day after the last")]
+        elif not _is_ref(hints[parameter]):
+            kind = datetime if hints[parameter] in (date, datetime) else hints[parameter]
+            parameters.append(_option(parameter, kind, parameter.replace("_", " ")))
+
+    def run(**given: Any) -> None:
+        refs = given.pop("refs")
+        arguments = {p: _argument(refs, p, hints[p], given) for p in inspect.signature(function).parameters}
+        began = time.monotonic()
+        outcome = function(**arguments)
+        target = refs / f"{WRITES.get(name, name)}.json"
+        if isinstance(outcome, Ref):
+            outcome.write(target)
+        shown = outcome.model_dump_json(indent=2) if isinstance(outcome, Ref) else json.dumps(outcome)
+        typer.echo(shown)
+        written = f" → {target}" if isinstance(outcome, Ref) else ""
+        typer.echo(f"{name}: {time.monotonic() - began:.1f} s{written}", err=True)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+    run.__doc__ = f"{inspect.getdoc(function)}\n\n\b\nExample:\n  {EXAMPLES[name]}"
+    return run
+
+
+def _option(name: str, kind: type, text: str, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    annotation = Annotated[kind, typer.Option(help=text)]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _argument(refs: Path, name: str, kind: type, given: dict[str, Any]) -> Any:
+    if kind is Window:
+        return Window(start=given["start"].date(), end=given["end"].date())
+    if _is_ref(kind):
+        path = refs / f"{name}.json"
+        if not path.exists():
+            raise EvergreenError(f"no {name} at {path}", f"run the step that writes it, or name its folder with --refs (it is a {kind.__name__})")
+        return kind.read(path)  # type: ignore[attr-defined]
+    return given[name].date() if kind is date else given[name]
+
+
+def _is_ref(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Ref) and kind is not Window
+
+
+for _name in step_names():
+    app.command(_name.replace("_", "-"))(_command(_name))
+
+
+@app.command()
+def metrics(refs: Path = REFS, out: Path = Path("pipeline")) -> None:
+    """Writes an evaluation's figures for `dvc metrics` and `dvc plots`.
+
+    \b
+    Example:
+      evergreen metrics --out pipeline
+    """
+    from ml import store
+    from ml.refs import EvaluationRef
+
+    evaluation = EvaluationRef.read(refs / "evaluation.json")
+    report = json.loads(store.unpack(store.get(evaluation.report))["report.json"])
+    out.mkdir(parents=True, exist_ok=True)
+    rounded = {who: {k: round(v, 6) for k, v in values.items()} for who, values in report["overall"].items()}
+    (out / "metrics.json").write_text(json.dumps({"rows": report["rows"], **rounded}, indent=2) + "\n")
+    daily = report["by_day"]
+    lines = [{"day": day, **{who: round(loss[i], 6) for who, loss in daily["log_loss"].items()}} for i, day in enumerate(daily["days"])]
+    (out / "by_day.json").write_text(json.dumps(lines, indent=2) + "\n")
+
+
+@app.command()
+def pin(refs: Path = REFS) -> None:
+    """Writes a snapshot's pointer into a tracked .dvc file, for those who want it in git.
+
+    \b
+    Example:
+      evergreen snapshot --as-of 2013-04-01T02:00 && evergreen pin
+    """
+    from ml.data import snapshots
+    from ml.refs import SnapshotRef
+
+    typer.echo(snapshots.pin(SnapshotRef.read(refs / "snapshot.json")))
+
+
+@app.command()
+def ledger(kind: str | None = None) -> None:
+    """Prints the decisions, oldest first: when, what about, verdict, reason.
+
+    \b
+    Example:
+      evergreen ledger --kind retrain
+    """
+    from ml import ledger as decisions
+
+    for e in decisions.entries(kind):
+        typer.echo(f"{e.as_of:%Y-%m-%d %H:%M}  {e.kind:<10} {e.subject:<8} {e.verdict:<9} {e.reason}")
+
+
+@app.command()
+def config() -> None:
+    """Prints every EVERGREEN_* variable with its value and meaning, and checks params.yaml.
+
+    \b
+    Example:
+      EVERGREEN_SERVING_PORT=3100 evergreen config
+    """
+    here = settings()
+    for name, field in type(here).model_fields.items():
+        typer.echo(f"EVERGREEN_{name.upper()}={getattr(here, name)}" + (f"   # {field.description}" if field.description else ""))
+    typer.echo(f"{here.params}: digest {load_params().digest()}")
+
+
+def main() -> None:
+    """Entry point: errors on one screen, exit code 1; a policy's no is exit code 0."""
+    try:
+        app()
+    except NothingToDo as reason:
+        typer.echo(f"nothing to do: {reason}", err=True)
+    except EvergreenError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,77 @@
+"""Does the graph answer as the booster does? Checked on real rows and on the rows that break converters."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+import pandas as pd
+import xgboost as xgb
+
+from ml.refs import Check, Decision
+from ml.training.encoding import Encoding, encode
+
+
+def session(graph: bytes) -> ort.InferenceSession:
+    """A session for batches: ONNX Runtime on its default threads."""
+    return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+
+def predict(graph: ort.InferenceSession, encoding_numeric: list[str], encoding_text: list[str], X: pd.DataFrame) -> np.ndarray:
+    """Probabilities, float64 (n,), of a table with one column per feature; a missing number is NaN, a missing text ''."""
+    inputs = {"numeric": X[encoding_numeric].to_numpy(np.float32)}
+    if encoding_text:
+        inputs["text"] = X[encoding_text].fillna("").to_numpy(object)
+    return graph.run(["probability"], inputs)[0][:, 0].astype(np.float64)
+
+
+def check_parity(graph: bytes, booster: xgb.Booster, encoding: Encoding, X: pd.DataFrame, tolerance: float) -> Decision:
+    """Compares booster and graph on real rows, missing values, unseen categories, and values at and beside the split thresholds.
+
+    Args:
+        X: real rows, one column per feature, shape (n, features).
+        tolerance: largest allowed absolute difference in probability.
+    """
+    cases = {
+        "real rows": X,
+        "missing values": _with_missing(encoding, X.head(500)),
+        "unseen categories": X.head(500).assign(**dict.fromkeys(encoding.text, "never seen")),
+        "split thresholds": _at_thresholds(booster, encoding, X.iloc[0]),
+    }
+    onnx = session(graph)
+    checks = []
+    for name, rows in cases.items():
+        expected = booster.predict(xgb.DMatrix(encode(encoding, rows)))
+        found = predict(onnx, encoding.numeric, encoding.text, rows)
+        worst = float(np.abs(expected - found).max()) if len(rows) else float("nan")
+        passed = bool(worst <= tolerance)  # NaN fails
+        checks.append(Check(name=name, passed=passed, value=worst, threshold=tolerance, n=len(rows), detail="largest |Δ probability|"))
+    verdict = "equal" if all(c.passed for c in checks) else "different"
+    worst_check = max(checks, key=lambda c: np.inf if c.value is None or np.isnan(c.value) else c.value)
+    reason = f"largest difference {worst_check.value:.1e} on {worst_check.name} (allowed {tolerance:.0e})"
+    return Decision(kind="parity", verdict=verdict, reason=reason, checks=checks)
+
+
+def _with_missing(encoding: Encoding, X: pd.DataFrame) -> pd.DataFrame:
+    rows = X.copy()
+    for i, name in enumerate(n for n in encoding.numeric if n not in encoding.periods):
+        rows.iloc[i % 7 :: 7, rows.columns.get_loc(name)] = np.nan
+    for i, name in enumerate(encoding.text):
+        rows.iloc[i % 5 :: 5, rows.columns.get_loc(name)] = None
+    return rows
+
+
+def _at_thresholds(booster: xgb.Booster, encoding: Encoding, row: pd.Series) -> pd.DataFrame:
+    """One row per (plain numeric feature, threshold, one float32 below / at / above)."""
+    splits = booster.trees_to_dataframe()
+    splits = splits[splits["Feature"] != "Leaf"].drop_duplicates(["Feature", "Split"])
+    plain = {f"f{i}": c for i, c in enumerate(encoding.columns) if c in encoding.numeric}
+    changed: list[dict[str, object]] = []
+    for feature, threshold in zip(splits["Feature"], splits["Split"], strict=True):
+        if feature in plain:
+            at = np.float32(threshold)
+            changed += [{plain[feature]: float(v)} for v in (np.nextafter(at, np.float32(-np.inf)), at, np.nextafter(at, np.float32(np.inf)))]
+    rows = pd.DataFrame([row] * len(changed)).reset_index(drop=True).astype({n: float for n in encoding.numeric})
+    for i, change in enumerate(changed):
+        for name, value in change.items():
+            rows.loc[i, name] = value
+    return rows

@@ -1,0 +1,531 @@
+"""One function per step. The DAGs, dvc.yaml and the command line call these and nothing else.
+
+References come in, a reference goes out; time is an argument; run twice, a step has the same effect. Imports are inside the functions: a
+task must not pay for what another task needs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from ml.refs import (
+    BundleRef,
+    Decision,
+    EvaluationRef,
+    FeatureSetRef,
+    LandingRef,
+    ModelRef,
+    MonitorRef,
+    ScoreRef,
+    SnapshotRef,
+    TrainPlan,
+    ValidationRef,
+    VersionRef,
+    Window,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ml.serving.manifest import Deployed
+
+
+# ---- ingest
+
+
+def land(window: Window, as_of: datetime) -> LandingRef:
+    """Reads the window's days from the sources and stages them, typed, as they were known at `as_of`."""
+    from ml.data import landing
+
+    return landing.land(window, as_of)
+
+
+def validate(landing: LandingRef) -> ValidationRef:
+    """Checks staged days: good rows are published, bad ones go to quarantine, and then it raises."""
+    from ml.data import validation
+
+    return validation.validate(landing)
+
+
+def snapshot(as_of: datetime) -> SnapshotRef:
+    """Makes a version of everything that is published, and pushes it."""
+    from ml.data import snapshots
+
+    return snapshots.snapshot(as_of)
+
+
+def data_docs(validation: ValidationRef) -> str:
+    """Builds the pages that show what validation found; returns where they are."""
+    from ml.data import validation as checks
+
+    return checks.data_docs(validation)
+
+
+# ---- train
+
+
+def plan(as_of: datetime, reason: str, trigger: str, run_key: str) -> TrainPlan:
+    """Fixes everything that a training run depends on: data version, windows, and the champion to beat, as known at `as_of`."""
+    from ml.config import load_params
+    from ml.data import snapshots
+    from ml.training.splits import split
+
+    params = load_params()
+    windows = split(as_of, params.train)
+    champion = _champion(as_of)
+    return TrainPlan(
+        run_key=run_key,
+        as_of=as_of,
+        reason=reason,
+        trigger=trigger,
+        snapshot=snapshots.find(as_of),
+        train=windows.train,
+        holdout=windows.holdout,
+        folds=windows.folds,
+        champion_version=champion.version if champion else None,
+        champion_digest=champion.bundle if champion else None,
+        champion_params=_lineage(champion.bundle, "tuned") if champion else None,
+        tune_workers=params.tune.workers,
+    )
+
+
+def pull(snapshot: SnapshotRef) -> str:
+    """Restores a data version, exactly, to a workspace of its own."""
+    from ml.data import snapshots
+
+    return str(snapshots.restore(snapshot))
+
+
+def validate_training(plan: TrainPlan) -> ValidationRef:
+    """Checks the rows that will be trained and judged on."""
+    from ml.config import load_params
+    from ml.data import rows, snapshots, validation
+    from ml.features.inputs import midnight
+
+    root = snapshots.restore(plan.snapshot)
+    training = rows.problem_rows(root, midnight(plan.train.start), midnight(plan.holdout.end), plan.as_of)
+    name = f"training-{plan.run_key}"
+    return validation.validate_rows("training", {load_params().problem.table: training.to_pandas()}, name)
+
+
+def features(plan: TrainPlan) -> FeatureSetRef:
+    """Computes the feature rows of train window and holdout, unless they are there already."""
+    import hashlib
+
+    import pyarrow.parquet as pq
+
+    from ml import store
+    from ml.config import load_params
+    from ml.data import rows, snapshots
+    from ml.features import inputs, offline
+    from ml.features.definitions import code_digest
+
+    params = load_params()
+    window, code = Window(start=plan.train.start, end=plan.holdout.end), code_digest(params)
+    key = hashlib.sha256(f"{plan.snapshot.digest}/{code}/{window}/{plan.as_of}".encode()).hexdigest()
+    digest = store.recall(f"features-{key}")
+    if digest is None:
+        start, end = inputs.midnight(window.start), inputs.midnight(window.end)
+        root = snapshots.restore(plan.snapshot)
+        read = inputs.landed(root, plan.as_of)
+        history = inputs.history(params, start, end, read)
+        table = offline.compute(params, rows.problem_rows(root, start, end, plan.as_of), history, plan.as_of)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        digest = store.put(buffer.getvalue())
+        store.remember(f"features-{key}", digest)
+    count = pq.read_metadata(io.BytesIO(store.get(digest))).num_rows
+    return FeatureSetRef(digest=digest, rows=count, snapshot=plan.snapshot.digest, code=code, window=window, as_of=plan.as_of)
+
+
+def tune(plan: TrainPlan, features: FeatureSetRef, worker: int) -> int:
+    """Runs this worker's share of the trials of the plan's study; returns how many it did now."""
+    from ml.config import load_params
+    from ml.features.definitions import load_module
+    from ml.training.fit import fold_objective
+    from ml.training.tuning import run_worker
+
+    params = load_params()
+    objective = fold_objective(_feature_rows(features), plan.folds, load_module(params).features, params)
+    return run_worker(_study(plan, features), worker, params.tune, plan.champion_params, params.train.seed, objective)
+
+
+def fit(plan: TrainPlan, features: FeatureSetRef) -> ModelRef:
+    """Fits the study's winner on the train window, with the simple models and the reference profile beside it."""
+    from ml import store
+    from ml.config import load_params
+    from ml.features.definitions import load_module
+    from ml.monitoring.profiles import build_profile
+    from ml.packaging.artifacts import Artifacts
+    from ml.training.fit import fit_model, labelled
+    from ml.training.tuning import winner
+
+    began, cpu_began = time.monotonic(), time.process_time()
+    params, module = load_params(), load_module(load_params())
+    table, best = _feature_rows(features), winner(_study(plan, features))
+    fitted = fit_model(table, plan.train, module.features, params, best)
+    profile = build_profile(module.numeric, module.text, labelled(table, plan.train))
+    artifacts = Artifacts.make(fitted, best, profile.model_dump_json().encode())
+    return ModelRef(
+        digest=store.sha256(artifacts.onnx),
+        artifacts=store.put(store.pack(artifacts.files())),
+        rounds=best.rounds,
+        train=plan.train,
+        seconds=round(time.monotonic() - began, 3),
+        cpu_seconds=round(time.process_time() - cpu_began, 3),
+    )
+
+
+def evaluate(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> EvaluationRef:
+    """Judges the candidate on the holdout: floor, baselines, and the champion on the same rows."""
+    from ml import store
+    from ml.config import load_params
+    from ml.evaluation.gates import Contender, judge
+    from ml.evaluation.report import build_report
+    from ml.packaging.artifacts import Artifacts
+    from ml.packaging.bundle import Bundle
+    from ml.packaging.parity import predict, session
+    from ml.training.baseline import predict_climatology
+    from ml.training.encoding import encode
+    from ml.training.fit import labelled
+
+    params, parts = load_params(), Artifacts.load(model.artifacts)
+    X = labelled(_feature_rows(features), plan.holdout)
+    y_true, days = X["label"].to_numpy(), X["event_time"].dt.date.astype(str).to_numpy()
+    encoding = parts.fitted.encoding
+    candidate = Contender("candidate", predict(session(parts.onnx), encoding.numeric, encoding.text, X), model.train.end)
+    baselines = {
+        "climatology": predict_climatology(parts.fitted.climatology, X),
+        "logistic": parts.fitted.logistic.predict(encode(encoding, X)),
+    }
+    champion = None
+    if plan.champion_digest and plan.champion_version:
+        bundle = Bundle.load(plan.champion_digest)
+        y_proba = predict(session(bundle.model), bundle.card.numeric, bundle.card.text, X)
+        trained_until = date.fromisoformat(bundle.card.lineage["trained_until"])
+        champion = Contender(f"v{plan.champion_version}", y_proba, trained_until)
+    decision = judge(y_true, days, candidate, champion, baselines, plan.holdout, params.gates, params.train.seed)
+    answers = {"candidate": candidate.y_proba} | ({"champion": champion.y_proba} if champion else {}) | baselines
+    report, metrics = build_report(y_true, days, answers, decision)
+    return EvaluationRef(decision=decision, report=store.put(report), metrics=metrics)
+
+
+def package(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> BundleRef:
+    """Proves that the graph answers as the booster does, and packs what serving needs: bundle and Bento."""
+    from ml import store
+    from ml.config import load_params
+    from ml.errors import IntegrityError
+    from ml.packaging import bento, bundle, parity
+    from ml.packaging.artifacts import Artifacts
+    from ml.training.fit import labelled
+
+    params, parts = load_params(), Artifacts.load(model.artifacts)
+    encoding, X = parts.fitted.encoding, labelled(_feature_rows(features), plan.holdout)
+    decision = parity.check_parity(parts.onnx, parts.fitted.booster, encoding, X, params.gates.parity_tolerance)
+    if not decision.passed:
+        raise IntegrityError(f"the graph of {model.digest[:12]} differs from its booster: {decision.reason}", "do not ship it")
+    spec = params.tables[params.problem.table]
+    archive = bundle.build(
+        name=params.problem.name,
+        model=parts.onnx,
+        task="binary",
+        numeric=encoding.numeric,
+        text=encoding.text,
+        threshold=params.serving.threshold,
+        request={c: t for c, t in spec.columns.items() if c not in spec.outcomes},
+        params={s: d for s, d in params.model_dump(mode="json").items() if s in ("problem", "tables", "features", "serving")},
+        climatology=parts.fitted.climatology,
+        lineage=_lineage_of(plan, features, model, parts.winner.params),
+        examples=_examples(plan, parts, X.iloc[:: max(len(X) // bundle.MAX_EXAMPLES, 1)].head(bundle.MAX_EXAMPLES)),
+        profile=parts.profile,
+    )
+    tag, bento_archive = bento.build_bento(archive, params.problem.name, {"model": model.digest[:12]})
+    return BundleRef(digest=store.put(archive), model=model.digest, bento=tag, bento_archive=store.put(bento_archive), parity=decision)
+
+
+def register(plan: TrainPlan, features: FeatureSetRef, model: ModelRef, evaluation: EvaluationRef, bundle: BundleRef) -> VersionRef:
+    """Logs the run and registers the version, once per plan, whatever the verdict; the gate's decision goes to the ledger."""
+    from ml import ledger, store, tracking
+    from ml.config import load_params
+    from ml.packaging.artifacts import Artifacts
+
+    params, parts = load_params(), Artifacts.load(model.artifacts)
+    report, verdict = store.unpack(store.get(evaluation.report)), evaluation.decision.verdict
+    backfill = plan.trigger == "backfill"
+    lineage = _lineage_of(plan, features, model, parts.winner.params)
+    tags = lineage | {"verdict": verdict, "backfill": str(backfill).lower(), "bundle": bundle.digest, "bento": bundle.bento}
+    run_id, version = tracking.log_and_register(
+        plan.run_key,
+        params.problem.name,
+        params=parts.winner.params | {"rounds": model.rounds} | {k: str(v) for k, v in params.train.model_dump().items()},
+        metrics=evaluation.metrics | {"tuning_log_loss": parts.winner.log_loss, "fit_cpu_seconds": model.cpu_seconds},
+        tags=tags,
+        artifacts={name: parts.files()[name] for name in ("encoding.json", "climatology.json", "profile.json", "tuning.json")}
+        | {"report.json": report["report.json"]},
+        plots={name: content for name, content in report.items() if name.endswith(".png")},
+        onnx=parts.onnx,
+        numeric=parts.fitted.encoding.numeric,
+        text=parts.fitted.encoding.text,
+        dataset=(f"raw {features.window}", plan.snapshot.digest),
+        description=f"{verdict}: {evaluation.decision.reason}\n\nTrained because: {plan.reason}",
+    )
+    evidence = {"plan": plan.to_xcom(), "decision": evaluation.decision.to_xcom(), "metrics": evaluation.metrics, "run_id": run_id}
+    ledger.record("gate", f"gate-{plan.run_key}", plan.as_of, f"v{version}", verdict, evaluation.decision.reason, evidence)
+    return VersionRef(version=version, bundle=bundle.digest, model=model.digest, verdict=verdict, backfill=backfill, run_id=run_id)
+
+
+# ---- release
+
+
+def smoke(version: VersionRef) -> Decision:
+    """Boots the real Bento as users run it, and compares its answers with the recorded ones."""
+    from ml.serving import smoke as proof
+
+    return proof.smoke(version)
+
+
+def promote(version: VersionRef, as_of: datetime) -> int:
+    """Makes a version the champion: registry alias, then deployment manifest by compare-and-set; returns the manifest's version.
+
+    Raises:
+        EvergreenError: the version was not promoted by its gate, or comes from a backfill.
+    """
+    from ml import ledger, tracking
+    from ml.config import load_params
+    from ml.errors import EvergreenError
+    from ml.serving import manifest
+
+    if version.backfill or version.verdict != "promote":
+        raise EvergreenError(
+            f"version {version.version} has verdict {version.verdict!r}, backfill {version.backfill}", "release a version that passed its gate"
+        )
+    deployed = manifest.Deployed(version=version.version, bundle=version.bundle, model=version.model)
+    reason = next((e.reason for e in ledger.entries("gate", subject=f"v{version.version}")), "released by hand")
+    published = manifest.promote(deployed, as_of, "release", reason, f"promote-{version.version}-{as_of:%Y%m%dT%H%M%S}")
+    tracking.set_alias(load_params().problem.name, "champion", version.version)
+    ledger.record(
+        "promotion", f"promotion-{published.version}", as_of, f"v{version.version}", "champion", reason, published.to_xcom()
+    )
+    return published.version
+
+
+# ---- online, score, drift
+
+
+def materialise(as_of: datetime) -> int:
+    """Brings the online store to the last tick at or before `as_of`; returns the rows written, 0 when it is further on already."""
+    from ml.config import load_params, settings
+    from ml.data import snapshots
+    from ml.features import inputs, online
+    from ml.features.definitions import load_module
+
+    params = load_params()
+    tick = online.floor_to_tick(as_of, params.features.tick_minutes)
+    version = snapshots.find(as_of)
+    read = inputs.landed_and_live(params, snapshots.restore(version), inputs.midnight(version.last_day), tick)
+    history = inputs.history(params, tick, tick + timedelta(microseconds=1), read)
+    views = online.snapshot_views(load_module(params), history, params.problem.table, tick)
+    return online.OnlineStore(settings().online).write(tick, views)
+
+
+def score(window: Window, as_of: datetime) -> ScoreRef:
+    """Answers for every row of the window by the champion as of `as_of`; each with what was known at its own prediction time, and at `as_of`."""
+    from ml.batch.score import score_features, write_partitions
+    from ml.config import load_params
+    from ml.data import snapshots, validation
+    from ml.features import inputs, offline
+    from ml.packaging.bundle import Bundle
+
+    params, champion, version = load_params(), _require_champion(as_of), snapshots.find(as_of)
+    spec = params.tables[params.problem.table]
+    read = inputs.landed_and_live(params, snapshots.restore(version), inputs.midnight(version.last_day), as_of)
+    start, end = inputs.midnight(window.start), inputs.midnight(window.end)
+    rows = read(params.problem.table, start, end)
+    name = f"serving-{window}-{as_of:%Y%m%dT%H%M}"
+    validation.validate_rows("serving", {params.problem.table: rows.drop_columns([*spec.outcomes, "label", "known_at"]).to_pandas()}, name)
+    table = offline.compute(params, rows, inputs.history(params, start, end, read), as_of)
+    answers = score_features(Bundle.load(champion.bundle), table, champion.version, as_of)
+    return ScoreRef(window=window, rows=len(answers), version=champion.version, partitions=write_partitions(answers, window.days()))
+
+
+def monitor(window_end: date, as_of: datetime) -> MonitorRef:
+    """Joins the champion's answers of the last days with the labels that have matured; measures drift and realised performance.
+
+    Args:
+        window_end: first day after the window of days that are looked at.
+        as_of: labels that became known later are not used; a day counts as matured when it ended `train.embargo_hours` before.
+    """
+    from dataclasses import asdict
+
+    from ml import store
+    from ml.config import load_params
+    from ml.data import rows, snapshots
+    from ml.features.inputs import midnight
+    from ml.monitoring import collect, drift, performance
+    from ml.monitoring.profiles import Profile
+    from ml.packaging.bundle import Bundle
+
+    params, champion = load_params(), _require_champion(as_of)
+    days = timedelta(days=params.monitoring.window_days)
+    matured_end = min(midnight(window_end), midnight((as_of - timedelta(hours=params.train.embargo_hours)).date()))
+    start, end = matured_end - days, midnight(window_end)
+    answers = collect.predictions(start, end)
+    mine = answers[answers["model_version"] == champion.version].reset_index(drop=True)
+    landed = rows.problem_rows(snapshots.restore(snapshots.find(as_of)), start, end, as_of)
+    judged = collect.with_labels(mine, landed)
+    quality = performance.by_day(judged[judged["event_time"] < matured_end])
+    recent = mine[mine["event_time"] >= end - days]
+    bundle = Bundle.load(champion.bundle)
+    profile = Profile.model_validate_json(bundle.profile)
+    drifts = drift.feature_drift(profile, collect.served_features(recent)) if len(recent) else []
+    report = {
+        "champion": champion.to_xcom(),
+        "expected_log_loss": _expected_log_loss(champion.version),
+        "days": [d.model_dump(mode="json") for d in quality],
+        "drifts": [asdict(d) for d in drifts],
+        "answers": {"all": len(answers), "champion": len(mine), "flagged": int((mine["flags"].str.len() > 0).sum())},
+    }
+    matured = sum(d.n for d in quality)
+    metrics = {f"psi_{d.name}": d.psi for d in drifts[:10]} | _pooled(judged[judged["event_time"] < matured_end])
+    digest = store.put(json.dumps(report, sort_keys=True).encode())
+    return MonitorRef(
+        day=window_end, as_of=as_of, version=champion.version, predictions=len(mine), matured=matured, report=digest, metrics=metrics
+    )
+
+
+def decide(monitor: MonitorRef) -> Decision:
+    """Applies the retrain policy to what was measured; the decision goes to the ledger."""
+    from ml import ledger, store
+    from ml.config import load_params
+    from ml.monitoring.drift import FeatureDrift
+    from ml.monitoring.performance import DayQuality
+    from ml.monitoring.policy import decide as apply
+
+    key = f"retrain-{monitor.day}-v{monitor.version}-{monitor.report[:12]}"
+    earlier = [e.as_of for e in ledger.entries("retrain", until=monitor.as_of) if e.verdict == "retrain" and e.key != key]
+    report = json.loads(store.get(monitor.report))
+    decision = apply(
+        [DayQuality.model_validate(d) for d in report["days"]],
+        report["expected_log_loss"],
+        [FeatureDrift(**d) for d in report["drifts"]],
+        monitor.as_of,
+        max(earlier, default=None),
+        load_params().monitoring,
+    )
+    evidence = {"decision": decision.to_xcom(), "monitor": monitor.to_xcom()}
+    ledger.record("retrain", key, monitor.as_of, f"v{monitor.version}", decision.verdict, decision.reason, evidence)
+    return decision
+
+
+# ---- what the steps share
+
+
+def _champion(as_of: datetime) -> Deployed | None:
+    """Who served at `as_of`."""
+    from ml.serving import manifest
+
+    until = [m.champion for m in manifest.history() if m.changed_at <= as_of]
+    return until[-1] if until else None
+
+
+def _require_champion(as_of: datetime) -> Deployed:
+    from ml.errors import NotFoundError
+
+    champion = _champion(as_of)
+    if champion is None:
+        raise NotFoundError(f"no champion served at {as_of}", "train and release a model first, or choose a later as_of")
+    return champion
+
+
+def _lineage(bundle: str, name: str) -> Any:
+    from ml.packaging.bundle import Bundle
+
+    return json.loads(Bundle.load(bundle).card.lineage[name])
+
+
+def _lineage_of(plan: TrainPlan, features: FeatureSetRef, model: ModelRef, tuned: dict[str, float]) -> dict[str, str]:
+    """Where a model comes from, as strings: in the bundle and as tags in the registry."""
+    from ml.config import load_params
+    from ml.revision import revision
+
+    return {
+        "snapshot": plan.snapshot.digest,
+        "feature_code": features.code,
+        "params": load_params().digest(),
+        "revision": revision(),
+        "train": str(plan.train),
+        "trained_until": plan.train.end.isoformat(),
+        "holdout": str(plan.holdout),
+        "as_of": plan.as_of.isoformat(),
+        "trigger": plan.trigger,
+        "reason": plan.reason,
+        "champion": plan.champion_version or "none",
+        "model": model.digest,
+        "tuned": json.dumps(tuned, sort_keys=True),
+    }
+
+
+def _study(plan: TrainPlan, features: FeatureSetRef) -> str:
+    """One study per data, search settings and warm start: a retried or repeated plan goes on with it instead of starting anew."""
+    import hashlib
+
+    from ml.config import load_params
+
+    params = load_params()
+    identity = [features.digest, params.tune.digest(), params.train.digest(), json.dumps(plan.champion_params, sort_keys=True)]
+    identity += [f"{fit}/{validation}" for fit, validation in plan.folds]
+    return f"{params.problem.name}-{hashlib.sha256('/'.join(identity).encode()).hexdigest()[:16]}"
+
+
+def _feature_rows(features: FeatureSetRef) -> pd.DataFrame:
+    import pyarrow.parquet as pq
+
+    from ml import store
+
+    table: pd.DataFrame = pq.read_table(io.BytesIO(store.get(features.digest))).to_pandas()
+    return table
+
+
+def _expected_log_loss(version: str) -> float:
+    """The champion's holdout log-loss, from the ledger's gate entry."""
+    from ml import ledger
+    from ml.errors import NotFoundError
+
+    for entry in ledger.entries("gate", subject=f"v{version}"):
+        return float(entry.evidence["metrics"]["candidate_log_loss"])
+    raise NotFoundError(f"no gate entry for version {version} in the ledger", "it was not registered by `register`; train a new one")
+
+
+def _pooled(judged: pd.DataFrame) -> dict[str, float]:
+    from ml import metrics
+
+    matured = judged[judged["label"].notna()]
+    if matured.empty:
+        return {}
+    return metrics.summary(matured["label"].to_numpy(float), matured["probability"].to_numpy(float))
+
+
+def _examples(plan: TrainPlan, parts: Any, X: pd.DataFrame) -> list[Any]:
+    """Recorded answers: raw request, features as they were, and what the graph says to them."""
+    from ml.config import load_params
+    from ml.data import rows, snapshots
+    from ml.features.inputs import midnight
+    from ml.packaging.bundle import Example
+    from ml.packaging.parity import predict, session
+
+    params, encoding = load_params(), parts.fitted.encoding
+    spec = params.tables[params.problem.table]
+    names = [*encoding.numeric, *encoding.text]
+    raw = rows.problem_rows(snapshots.restore(plan.snapshot), midnight(plan.holdout.start), midnight(plan.holdout.end), plan.as_of)
+    by_id = {row["entity_id"]: row for row in raw.select(["entity_id", *(c for c in spec.columns if c not in spec.outcomes)]).to_pylist()}
+    answers = predict(session(parts.onnx), encoding.numeric, encoding.text, X)
+    made = []
+    for (_, row), probability in zip(X.iterrows(), answers, strict=True):
+        request = {c: v.isoformat() if isinstance(v, datetime) else v for c, v in by_id[row["entity_id"]].items() if c != "entity_id"}
+        values = {n: None if row[n] is None or row[n] != row[n] else row[n] for n in names}
+        made.append(Example(request=request, features=values, probability=float(probability)))
+    return made
