@@ -23,16 +23,7 @@ from pathlib import Path
 import mlflow
 import sqlalchemy as sa
 from mlflow import MlflowClient
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LoggedModelOutput,
-    Metric,
-    Param,
-    RunTag,
-    ViewType,
-)
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
@@ -58,13 +49,9 @@ class Signature(ModelSignature):
     @classmethod
     def of(cls, numeric: Sequence[str], text: Sequence[str]) -> Signature:
         """Signature of a graph with these features and one probability."""
-        columns: list[ColSpec | TensorSpec] = [
-            ColSpec("float", name, required=False) for name in numeric
-        ]
+        columns: list[ColSpec | TensorSpec] = [ColSpec("float", name, required=False) for name in numeric]
         columns += [ColSpec("string", name, required=False) for name in text]
-        return cls(
-            inputs=Schema(columns), outputs=Schema([ColSpec("float", "probability")])
-        )
+        return cls(inputs=Schema(columns), outputs=Schema([ColSpec("float", "probability")]))
 
 
 def init_store() -> None:
@@ -108,16 +95,9 @@ def log_and_register(
     run_id = _claimed(
         key,
         "run",
-        make=lambda: (
-            client.create_run(
-                experiment, tags={KEY: key, "mlflow.runName": key[:64]}
-            ).info.run_id
-        ),
+        make=lambda: client.create_run(experiment, tags={KEY: key, "mlflow.runName": key[:64]}).info.run_id,
         found=lambda: [
-            run.info.run_id
-            for run in client.search_runs(
-                [experiment], f"tags.`{KEY}` = '{_quoted(key)}'", ViewType.ACTIVE_ONLY
-            )
+            run.info.run_id for run in client.search_runs([experiment], f"tags.`{KEY}` = '{_quoted(key)}'", ViewType.ACTIVE_ONLY)
         ],
         discard=client.delete_run,
     )
@@ -126,21 +106,13 @@ def log_and_register(
     model_id = _claimed(
         key,
         "model",
-        make=lambda: (
-            client.create_logged_model(
-                experiment, name, run_id, tags={KEY: key}, model_type="onnx"
-            ).model_id
-        ),
-        found=lambda: [
-            model.model_id
-            for model in client.search_logged_models(
-                [experiment], f"tags.`{KEY}` = '{_quoted(key)}'"
-            )
-        ],
+        make=lambda: client.create_logged_model(experiment, name, run_id, tags={KEY: key}, model_type="onnx").model_id,
+        found=lambda: [model.model_id for model in client.search_logged_models([experiment], f"tags.`{KEY}` = '{_quoted(key)}'")],
         discard=client.delete_logged_model,
     )
     source = _upload_model(client, model_id, run_id, onnx, Signature.of(numeric, text))
-    if not client.get_run(run_id).outputs.model_outputs:  # MLflow appends
+    outputs = client.get_run(run_id).outputs
+    if outputs is None or not outputs.model_outputs:  # MLflow appends
         client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
     _registered_model(client, name)
     version_tags = {**{k: str(v) for k, v in tags.items()}, KEY: key}
@@ -148,16 +120,7 @@ def log_and_register(
         key,
         "version",
         make=lambda: str(
-            client.create_model_version(
-                name,
-                source,
-                run_id,
-                version_tags,
-                None,
-                description,
-                0,
-                model_id=model_id,
-            ).version
+            client.create_model_version(name, source, run_id, version_tags, None, description, 0, model_id=model_id).version
         ),
         found=lambda: [str(v.version) for v in _versions_with(client, name, key)],
         discard=lambda stray: client.delete_model_version(name, stray),
@@ -184,13 +147,7 @@ def get_alias(name: str, alias: str) -> str | None:
 
 def versions(name: str) -> list[str]:
     """Versions of model `name`, oldest first."""
-    return sorted(
-        (
-            str(v.version)
-            for v in _client().search_model_versions(f"name = '{_quoted(name)}'")
-        ),
-        key=int,
-    )
+    return sorted((str(v.version) for v in _client().search_model_versions(f"name = '{_quoted(name)}'")), key=int)
 
 
 def tags(name: str, version: str) -> dict[str, str]:
@@ -203,10 +160,7 @@ def tags(name: str, version: str) -> dict[str, str]:
         return dict(_client().get_model_version(name, version).tags)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise NotFoundError(
-                f"model {name!r} has no version {version!r}",
-                "list the versions in the registry",
-            ) from None
+            raise NotFoundError(f"model {name!r} has no version {version!r}", "list the versions in the registry") from None
         raise
 
 
@@ -220,15 +174,11 @@ def set_tags(name: str, version: str, tags: Mapping[str, str]) -> None:
 def _initialised(uri: str, var: str) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    mlflow.set_tracking_uri(
-        uri
-    )  # resolves models:/ addresses; the client is told explicitly
+    mlflow.set_tracking_uri(uri)  # resolves models:/ addresses; the client is told explicitly
     folder = Path(var) / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "init.lock").open("w") as lock:
-        fcntl.flock(
-            lock, fcntl.LOCK_EX
-        )  # released by the kernel when this process dies
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel when this process dies
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
         client.search_registered_models(max_results=1)
@@ -241,9 +191,7 @@ def _client() -> MlflowClient:
 
 def _experiment(client: MlflowClient, name: str) -> str:
     local = settings().mlflow.startswith("sqlite")
-    location = (
-        (settings().var / "mlflow" / "artifacts" / name).as_uri() if local else None
-    )
+    location = (settings().var / "mlflow" / "artifacts" / name).as_uri() if local else None
     if (experiment := client.get_experiment_by_name(name)) is not None:
         return str(experiment.experiment_id)
     try:
@@ -263,22 +211,12 @@ def _registered_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _versions_with(
-    client: MlflowClient, name: str, key: str
-) -> list[mlflow.entities.model_registry.ModelVersion]:
-    return list(
-        client.search_model_versions(
-            f"name = '{_quoted(name)}' AND tags.`{KEY}` = '{_quoted(key)}'"
-        )
-    )
+def _versions_with(client: MlflowClient, name: str, key: str) -> list[mlflow.entities.model_registry.ModelVersion]:
+    return list(client.search_model_versions(f"name = '{_quoted(name)}' AND tags.`{KEY}` = '{_quoted(key)}'"))
 
 
 def _claimed(
-    key: str,
-    what: str,
-    make: Callable[[], str],
-    found: Callable[[], list[str]],
-    discard: Callable[[str], object],
+    key: str, what: str, make: Callable[[], str], found: Callable[[], list[str]], discard: Callable[[str], object]
 ) -> str:
     """The one object of this kind for `key`: the claimed one, else the oldest found, else a new one; strays are discarded."""
     mine = None
@@ -289,16 +227,12 @@ def _claimed(
         try:
             discard(stray)
         except MlflowException:  # its maker has discarded it already
-            logging.getLogger(__name__).info(
-                "stray %s %s of key %s is gone already", what, stray, key
-            )
+            logging.getLogger(__name__).info("stray %s %s of key %s is gone already", what, stray, key)
     return winner
 
 
 def _claim_of(key: str, what: str) -> str | None:
-    query = sa.select(_claims.c.value).where(
-        _claims.c.key == key, _claims.c.what == what
-    )
+    query = sa.select(_claims.c.value).where(_claims.c.key == key, _claims.c.what == what)
     with _claims_engine().connect() as connection:
         return connection.execute(query).scalar()
 
@@ -307,9 +241,7 @@ def _claim(key: str, what: str, value: str) -> str:
     """Claims `value`; returns what is claimed in the end, by whomever."""
     try:
         with _claims_engine().begin() as connection:
-            connection.execute(
-                sa.insert(_claims).values(key=key, what=what, value=value)
-            )
+            connection.execute(sa.insert(_claims).values(key=key, what=what, value=value))
     except sa.exc.IntegrityError:
         return _claim_of(key, what) or value
     return value
@@ -323,9 +255,7 @@ def _claims_engine() -> sa.Engine:
 
 @cache
 def _create_once(engine: sa.Engine) -> None:
-    ledger.create_missing(
-        engine
-    )  # the ledger may have made its engine before this module was imported
+    ledger.create_missing(engine)  # the ledger may have made its engine before this module was imported
 
 
 def _log(
@@ -336,9 +266,7 @@ def _log(
     tags: Mapping[str, str],
     dataset: tuple[str, str],
 ) -> None:
-    started = (
-        client.get_run(run_id).info.start_time
-    )  # one time for all calls, so that a repeated metric is the same point
+    started = client.get_run(run_id).info.start_time  # one time for all calls, so that a repeated metric is the same point
     client.log_batch(
         run_id,
         [Metric(name, float(value), started, 0) for name, value in metrics.items()],
@@ -346,50 +274,22 @@ def _log(
         [RunTag(name, str(value)) for name, value in tags.items()],
     )
     name, digest = dataset
-    source = json.dumps(
-        {"url": f"dvc://{digest}"}
-    )  # of MLflow's source types, the one that is just an address
-    entity = Dataset(
-        name, digest[:36], "http", source
-    )  # 36 characters is what MLflow keeps
-    client.log_inputs(
-        run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])]
-    )
+    source = json.dumps({"url": f"dvc://{digest}"})  # of MLflow's source types, the one that is just an address
+    entity = Dataset(name, digest[:36], "http", source)  # 36 characters is what MLflow keeps
+    client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
 
 
-def _upload(
-    client: MlflowClient,
-    run_id: str,
-    artifacts: Mapping[str, bytes],
-    plots: Mapping[str, bytes],
-) -> None:
-    files = {
-        **artifacts,
-        **{f"plots/{name}": content for name, content in plots.items()},
-    }
+def _upload(client: MlflowClient, run_id: str, artifacts: Mapping[str, bytes], plots: Mapping[str, bytes]) -> None:
+    files = {**artifacts, **{f"plots/{name}": content for name, content in plots.items()}}
     with _folder(files) as folder:
         client.log_artifacts(run_id, str(folder))
 
 
-def _upload_model(
-    client: MlflowClient,
-    model_id: str,
-    run_id: str,
-    onnx: bytes,
-    signature: ModelSignature,
-) -> str:
+def _upload_model(client: MlflowClient, model_id: str, run_id: str, onnx: bytes, signature: ModelSignature) -> str:
     """Uploads the graph and its ``MLmodel``; returns the address that a version is made from."""
     uri = str(client.get_logged_model(model_id).artifact_location)
-    card = Model(
-        artifact_path=uri, run_id=run_id, signature=signature, model_id=model_id
-    )
-    card.add_flavor(
-        "onnx",
-        onnx_version=installed("onnx"),
-        data="model.onnx",
-        providers=["CPUExecutionProvider"],
-        code=None,
-    )
+    card = Model(artifact_path=uri, run_id=run_id, signature=signature, model_id=model_id)
+    card.add_flavor("onnx", onnx_version=installed("onnx"), data="model.onnx", providers=["CPUExecutionProvider"], code=None)
     card.add_flavor("evergreen", digest=hashlib.sha256(onnx).hexdigest())
     with _folder({"model.onnx": onnx, "MLmodel": card.to_yaml().encode()}) as folder:
         client.log_model_artifacts(model_id, str(folder))

@@ -22,12 +22,7 @@ from ml.errors import IntegrityError
 from ml.features.definitions import Value
 from ml.refs import Ref
 
-MODEL, CARD, EXAMPLES, PROFILE = (
-    "model.onnx",
-    "bundle.json",
-    "examples.json",
-    "profile.json",
-)
+MODEL, CARD, EXAMPLES, PROFILE = ("model.onnx", "bundle.json", "examples.json", "profile.json")
 MAX_EXAMPLES = 64
 
 
@@ -45,9 +40,7 @@ class Climatology(Ref):
         >>> table.rate({"origin": "EWR", "hour": 7.0}), table.rate({"origin": None, "hour": 7.0})
         (0.21, 0.22)
         """
-        return self.rates.get(
-            group_key(features.get(name) for name in self.by), self.overall
-        )
+        return self.rates.get(group_key(features.get(name) for name in self.by), self.overall)
 
 
 class Example(Ref):
@@ -91,41 +84,20 @@ class Bundle:
         Raises:
             IntegrityError: a member is missing or malformed, or the graph is not the one that the card names.
         """
-        missing = [
-            name for name in (MODEL, CARD, EXAMPLES, PROFILE) if name not in files
-        ]
+        missing = [name for name in (MODEL, CARD, EXAMPLES, PROFILE) if name not in files]
         if missing:
-            raise IntegrityError(
-                f"bundle without {', '.join(missing)}; it has {', '.join(sorted(files))}",
-                _CURE,
-            )
+            raise IntegrityError(f"bundle without {', '.join(missing)}; it has {', '.join(sorted(files))}", _CURE)
         try:
             card = Card.model_validate_json(files[CARD])
-            examples = tuple(
-                Example.model_validate(each) for each in json.loads(files[EXAMPLES])
-            )
+            examples = tuple(Example.model_validate(each) for each in json.loads(files[EXAMPLES]))
         except (ValidationError, ValueError, TypeError) as error:
-            raise IntegrityError(
-                f"bundle has a malformed {CARD} or {EXAMPLES}: {_first_line(error)}",
-                _CURE,
-            ) from None
+            raise IntegrityError(f"bundle has a malformed {CARD} or {EXAMPLES}: {_first_line(error)}", _CURE) from None
         if (found := store.sha256(files[MODEL])) != card.model_digest:
-            raise IntegrityError(
-                f"{MODEL} has digest {found}, but {CARD} names {card.model_digest}",
-                _CURE,
-            )
-        if not card.numeric + card.text or len({*card.numeric, *card.text}) != len(
-            card.numeric + card.text
-        ):
-            raise IntegrityError(
-                f"{CARD} must name at least one feature and none twice: {card.numeric + card.text}",
-                _CURE,
-            )
+            raise IntegrityError(f"{MODEL} has digest {found}, but {CARD} names {card.model_digest}", _CURE)
+        if not card.numeric + card.text or len({*card.numeric, *card.text}) != len(card.numeric + card.text):
+            raise IntegrityError(f"{CARD} must name at least one feature and none twice: {card.numeric + card.text}", _CURE)
         if len(examples) > MAX_EXAMPLES:
-            raise IntegrityError(
-                f"{EXAMPLES} has {len(examples)} rows, at most {MAX_EXAMPLES} are allowed",
-                _CURE,
-            )
+            raise IntegrityError(f"{EXAMPLES} has {len(examples)} rows, at most {MAX_EXAMPLES} are allowed", _CURE)
         digest = store.sha256(store.pack(dict(files)))
         return cls(digest, card, files[MODEL], examples, files[PROFILE])
 
@@ -139,10 +111,7 @@ class Bundle:
         try:
             files = store.unpack(archive)
         except (tarfile.TarError, ValueError, OSError, EOFError) as error:
-            raise IntegrityError(
-                f"not a bundle archive ({len(archive):,} bytes): {_first_line(error)}",
-                _CURE,
-            ) from None
+            raise IntegrityError(f"not a bundle archive ({len(archive):,} bytes): {_first_line(error)}", _CURE) from None
         return cls.from_files(files)
 
     @classmethod
@@ -160,9 +129,7 @@ class Bundle:
         problem = self.card.params.get("problem", {})
         table = self.card.params.get("tables", {}).get(problem.get("table"), {})
         required = {*problem.get("id", []), *table.get("key", [])}
-        return {
-            name: (kind, name in required) for name, kind in self.card.request.items()
-        }
+        return {name: (kind, name in required) for name, kind in self.card.request.items()}
 
 
 def build(
@@ -227,17 +194,11 @@ def group_key(values: Any) -> str:
 def _shown(value: Value) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return (
-        str(int(value))
-        if isinstance(value, float) and value.is_integer()
-        else str(value)
-    )
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _canonical(document: Any) -> bytes:
-    return json.dumps(
-        document, sort_keys=True, separators=(",", ":"), allow_nan=False
-    ).encode()
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _first_line(error: BaseException) -> str:

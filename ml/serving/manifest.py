@@ -56,17 +56,13 @@ def current() -> Manifest | None:
 def current_version() -> int:
     """The newest version's number; 0 when nothing was ever deployed."""
     with _engine().connect() as connection:
-        return (
-            connection.execute(sa.select(sa.func.max(_table.c.version))).scalar() or 0
-        )
+        return connection.execute(sa.select(sa.func.max(_table.c.version))).scalar() or 0
 
 
 def history() -> list[Manifest]:
     """All manifests, oldest first."""
     with _engine().connect() as connection:
-        documents = connection.execute(
-            sa.select(_table.c.document).order_by(_table.c.version)
-        ).scalars()
+        documents = connection.execute(sa.select(_table.c.document).order_by(_table.c.version)).scalars()
         return [Manifest.model_validate_json(document) for document in documents]
 
 
@@ -88,11 +84,7 @@ def publish(document: Manifest, expected_version: int) -> Manifest:
     found = current_version()
     if document.version != expected_version + 1 or found != expected_version:
         raise _stale(document, expected_version, found)
-    row = {
-        "version": document.version,
-        "key": document.key,
-        "document": document.model_dump_json(),
-    }
+    row = {"version": document.version, "key": document.key, "document": document.model_dump_json()}
     try:
         with _engine().begin() as connection:
             connection.execute(sa.insert(_table).values(**row))
@@ -103,9 +95,7 @@ def publish(document: Manifest, expected_version: int) -> Manifest:
     return document
 
 
-def promote(
-    champion: Deployed, as_of: datetime, by: str, reason: str, key: str
-) -> Manifest:
+def promote(champion: Deployed, as_of: datetime, by: str, reason: str, key: str) -> Manifest:
     """Makes `champion` serve; the one that served becomes `previous`.
 
     Promoting what already serves, or the same champion again under the same key, changes nothing.
@@ -134,9 +124,7 @@ def promote(
 
 def _by_key(key: str) -> Manifest | None:
     with _engine().connect() as connection:
-        document = connection.execute(
-            sa.select(_table.c.document).where(_table.c.key == key)
-        ).scalar()
+        document = connection.execute(sa.select(_table.c.document).where(_table.c.key == key)).scalar()
     return None if document is None else Manifest.model_validate_json(document)
 
 
@@ -164,6 +152,4 @@ def _engine() -> sa.Engine:
 
 @cache
 def _create_once(engine: sa.Engine) -> None:
-    ledger.create_missing(
-        engine
-    )  # the ledger may have made its engine before this module was imported
+    ledger.create_missing(engine)  # the ledger may have made its engine before this module was imported

@@ -52,16 +52,10 @@ class Predictor:
         try:
             (column,) = self._session.run(["probability"], self._inputs(features))
         except Exception as error:
-            raise PredictionError(
-                f"the model failed on {len(features)} rows: {error}"
-            ) from error
+            raise PredictionError(f"the model failed on {len(features)} rows: {error}") from error
         y_proba = np.asarray(column, dtype=np.float64).reshape(-1)
-        if y_proba.shape != (len(features),) or not np.all(
-            (y_proba >= 0) & (y_proba <= 1)
-        ):  # NaN fails both comparisons
-            raise PredictionError(
-                f"the model answered {y_proba[:3].tolist()}… for {len(features)} rows: not probabilities"
-            )
+        if y_proba.shape != (len(features),) or not np.all((y_proba >= 0) & (y_proba <= 1)):  # NaN fails both comparisons
+            raise PredictionError(f"the model answered {y_proba[:3].tolist()}… for {len(features)} rows: not probabilities")
         return y_proba
 
     def probe(self) -> float:
@@ -75,16 +69,12 @@ class Predictor:
         """
         examples = self.bundle.examples
         if not examples:
-            raise IntegrityError(
-                f"bundle {self.bundle.digest[:12]} has no recorded answers",
-                "package the model again",
-            )
+            raise IntegrityError(f"bundle {self.bundle.digest[:12]} has no recorded answers", "package the model again")
         try:
             y_proba = self.predict([example.features for example in examples])
         except PredictionError as error:
             raise IntegrityError(
-                f"bundle {self.bundle.digest[:12]} fails its probe: {error}",
-                "package the model again",
+                f"bundle {self.bundle.digest[:12]} fails its probe: {error}", "package the model again"
             ) from error
         differences = np.abs(y_proba - [example.probability for example in examples])
         worst = int(differences.argmax())
@@ -99,15 +89,9 @@ class Predictor:
     def _inputs(self, features: Sequence[Mapping[str, Value]]) -> dict[str, np.ndarray]:
         feed: dict[str, np.ndarray] = {}
         if self._numeric:
-            feed["numeric"] = np.array(
-                [[_number(row.get(n), n) for n in self._numeric] for row in features],
-                dtype=np.float32,
-            )
+            feed["numeric"] = np.array([[_number(row.get(n), n) for n in self._numeric] for row in features], dtype=np.float32)
         if self._text:
-            feed["text"] = np.array(
-                [[_category(row.get(n), n) for n in self._text] for row in features],
-                dtype=object,
-            )
+            feed["text"] = np.array([[_category(row.get(n), n) for n in self._text] for row in features], dtype=object)
         return feed
 
 
@@ -130,30 +114,19 @@ def _category(value: Value, name: str) -> str:
 def _session(bundle: Bundle) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # a spinning thread steals the server's core
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a spinning thread steals the server's core
     options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(
-            bundle.model, options, providers=["CPUExecutionProvider"]
-        )
+        session = ort.InferenceSession(bundle.model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise IntegrityError(
-            f"model {bundle.card.model_digest[:12]} cannot be loaded: {error}",
-            "package the model again",
+            f"model {bundle.card.model_digest[:12]} cannot be loaded: {error}", "package the model again"
         ) from error
-    expected = {
-        "numeric": ("tensor(float)", len(bundle.card.numeric)),
-        "text": ("tensor(string)", len(bundle.card.text)),
-    }
+    expected = {"numeric": ("tensor(float)", len(bundle.card.numeric)), "text": ("tensor(string)", len(bundle.card.text))}
     wanted = {name: shape for name, shape in expected.items() if shape[1]}
     found = {node.name: (node.type, node.shape[-1]) for node in session.get_inputs()}
-    if found != wanted or "probability" not in {
-        node.name for node in session.get_outputs()
-    }:
+    if found != wanted or "probability" not in {node.name for node in session.get_outputs()}:
         raise IntegrityError(
-            f"model {bundle.card.model_digest[:12]} takes {found}, the card says {wanted}",
-            "package the model again",
+            f"model {bundle.card.model_digest[:12]} takes {found}, the card says {wanted}", "package the model again"
         )
     return session

@@ -1,0 +1,150 @@
+"""The running service behind the routes: what serves now, the online store, the log, and one thread that answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ml.config import settings
+from ml.features.online import OnlineStore
+from ml.packaging.bundle import Bundle
+from ml.serving.answering import Serving
+from ml.serving.follower import Follower
+from ml.serving.log import PredictionLog, folder
+from ml.serving.schema import Answer, RequestError
+from ml.serving.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+
+class NotReadyError(Exception):
+    """No model is loaded; the message says why."""
+
+
+class Service:
+    """Answers requests with the model that the pointer names.
+
+    Args:
+        fixed: reads the one bundle to serve (inside a Bento); without it, the service follows the deployment manifest.
+        write_log: False inside a sandbox, whose answers are not predictions.
+    """
+
+    def __init__(self, fixed: Callable[[], Bundle] | None = None, write_log: bool = True) -> None:
+        self.telemetry = Telemetry()
+        self.serving: Serving | None = None
+        """The pointer. Requests take it once, so an answer is never of two models."""
+        self.problem = "starting"
+        """Why what should serve does not; empty when it does."""
+        self._fixed, self._write_log = fixed, write_log
+        self._log: PredictionLog | None = None
+        self._follower: Follower | None = None
+        self._executor = ThreadPoolExecutor(1, "predict")  # the graph is fast; one thread keeps the event loop free for probes
+
+    def start(self) -> None:
+        """Opens store and log and takes a model into service; returns at once when there is none yet."""
+        self.store = OnlineStore(settings().online)
+        if self._write_log:
+            self._log = PredictionLog(folder(), on_written=self.telemetry.logged.inc, on_dropped=self.telemetry.dropped.inc)
+        if self._fixed is None:
+            self._follower = Follower(self)
+            self._follower.start()
+        else:
+            bundle = self._fixed()
+            self.swap(Serving.of(bundle, bundle.digest[:12]))
+
+    def stop(self) -> None:
+        """Ends the follower, lets running requests end, writes the log."""
+        if self._follower is not None:
+            self._follower.stop()
+        self._executor.shutdown(wait=True)
+        if self._log is not None:
+            self._log.close()
+
+    def swap(self, serving: Serving) -> None:
+        """Takes a loaded and probed model into service, atomically; requests that hold the old one finish with it."""
+        self.serving, self.problem = serving, ""
+        self.telemetry.swaps.inc()
+        self.telemetry.manifest.set(serving.manifest_version)
+        logger.info(
+            "serving version %s, bundle %s, manifest %d", serving.version, serving.bundle.digest[:12], serving.manifest_version
+        )
+
+    def refuse(self, problem: str) -> None:
+        """Reports that what should serve cannot; what serves now stays."""
+        if problem != self.problem:
+            self.telemetry.refused.inc()
+            logger.error("refused: %s", problem)
+        self.problem = problem
+
+    def clear(self) -> None:
+        """What should serve does."""
+        self.problem = ""
+
+    def ready(self) -> Serving:
+        """What serves now.
+
+        Raises:
+            NotReadyError: nothing does; the message says why.
+        """
+        if (serving := self.serving) is None:
+            raise NotReadyError(self.problem)
+        return serving
+
+    async def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs `work` on the answering thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+    def predict(self, body: bytes, request_id: str | None) -> list[Answer] | Answer:
+        """Answers a request body: one row or a list of rows.
+
+        Raises:
+            NotReadyError: no model is loaded.
+            RequestError: the request is at fault.
+        """
+        started, status = time.perf_counter(), "500"
+        try:
+            serving = self.ready()
+            rows, many = serving.schema.parse(body)
+            answers, entries = serving.answer(self.store, rows, request_id or uuid.uuid4().hex) if rows else ([], [])
+            if self._log is not None:
+                self._log.append(entries)
+            self.telemetry.rows.labels(serving.version).inc(len(answers))
+            for flag in (flag for answer in answers for flag in answer.flags):
+                self.telemetry.flags.labels(flag).inc()
+            status = "200"
+            return answers if many else answers[0]
+        except RequestError as error:
+            status = str(error.status)
+            raise
+        except NotReadyError:
+            status = "503"
+            raise
+        finally:
+            self.telemetry.requests.labels(status).inc()
+            self.telemetry.latency.observe(time.perf_counter() - started)
+
+    def metadata(self) -> dict[str, Any]:
+        """What serves, since when, from which data, and what was refused last."""
+        tick, _ = self.store.read([])
+        about: dict[str, Any] = {"feature_tick": tick, "problem": self.problem or None, "model_version": None}
+        if (serving := self.serving) is not None:
+            card = serving.bundle.card
+            about |= {
+                "name": card.name,
+                "task": card.task,
+                "model_version": serving.version,
+                "manifest_version": serving.manifest_version,
+                "bundle": serving.bundle.digest,
+                "model": card.model_digest,
+                "since": serving.since,
+                "threshold": card.threshold,
+                "max_batch": serving.schema.max_batch,
+                "features": card.numeric + card.text,
+                "lineage": card.lineage,
+            }
+        return about
