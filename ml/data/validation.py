@@ -1,0 +1,343 @@
+"""Validation with Great Expectations: suites and checkpoints are files in ``great_expectations/``, the runtime context is made in memory.
+
+The files are the truth and are never written; results are kept as JSON below ``<var>/gx/results``, and Data Docs are built from those, later.
+Severity ``critical`` (the default) quarantines and fails; ``warning`` and ``info`` are reported and the rows kept.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from ml.config import ROOT, load_params, settings
+from ml.data.landed import publish, read_rows, write_rows
+from ml.data.landing import quarantine_folder, quarantine_reasons, staged
+from ml.errors import ConfigError, DataQualityError, NotFoundError
+from ml.refs import LandingRef, ValidationRef
+
+os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read on import
+
+import great_expectations as gx  # noqa: E402
+from great_expectations.core import ExpectationSuite  # noqa: E402
+from great_expectations.core.expectation_validation_result import expectationSuiteValidationResultSchema  # noqa: E402
+from great_expectations.core.run_identifier import RunIdentifier  # noqa: E402
+from great_expectations.data_context import EphemeralDataContext  # noqa: E402
+from great_expectations.data_context.types.resource_identifiers import (  # noqa: E402
+    ExpectationSuiteIdentifier,
+    ValidationResultIdentifier,
+)
+
+log = logging.getLogger(__name__)
+
+DECLARED = ROOT / "great_expectations"
+UNIQUE = ("expect_compound_columns_to_be_unique", "expect_column_values_to_be_unique")
+LONG = ("unexpected_list", "unexpected_index_list", "unexpected_index_query")  # the rows themselves are in quarantine
+
+
+@dataclass(frozen=True)
+class Broken:
+    """One rule of a suite that did not hold."""
+
+    table: str
+    column: str | None
+    rule: str
+    severity: str
+    rows: np.ndarray | None
+    """Positions of the offending rows, int64; None when the rule is about the table as a whole, or could not be checked."""
+    detail: str
+
+    def to_json(self, ids: Sequence[str]) -> dict[str, Any]:
+        return {
+            "column": self.column,
+            "rule": self.rule,
+            "severity": self.severity,
+            "count": len(ids),
+            "detail": self.detail,
+            "rows": list(ids),
+        }
+
+
+def validate(landing: LandingRef) -> ValidationRef:
+    """Runs the ``landing`` checkpoint over what is staged, publishes what is good, and puts what is not into quarantine.
+
+    Rows that break a rule are taken out; a day where they are more than `landing.max_bad_row_share`, or whose table breaks a rule as a
+    whole, goes to quarantine whole. Running it again has the same effect.
+
+    Raises:
+        DataQualityError: some rule was broken. Good rows and days are published all the same.
+    """
+    files = staged(landing)
+    days = {table: {day: read_rows(path) for day, path in found.items()} for table, found in files.items()}
+    whole = {table: pa.concat_tables(parts.values()) for table, parts in days.items() if parts}
+    results, broken = _run("landing", {table: rows.to_pandas() for table, rows in whole.items()}, landing.key)
+    passed: dict[str, int] = {}
+    good: dict[str, dict[str, Path]] = {}
+    for table, rows in whole.items():
+        mine = [b for b in broken if b.table == table and b.severity == "critical"]
+        counts = [part.num_rows for part in days[table].values()]
+        good[table], passed[table] = _split(landing, table, rows, dict(zip(days[table], counts, strict=True)), files[table], mine)
+    published = publish(good, landing.as_of)
+    for table, day in ((t, d) for t, outcomes in published.items() for d, outcome in outcomes.items() if outcome == "stale"):
+        log.warning("%s of %s is landed with newer knowledge than %s: left as it is", day, table, landing.as_of)
+    ref = _store("landing", landing.key, passed, results, broken, {"published": published})
+    _raise_for(broken, {table: _ids(table, rows.to_pandas()) for table, rows in whole.items()}, landing.key)
+    return ref
+
+
+def validate_rows(checkpoint: str, rows: dict[str, pd.DataFrame], run_name: str) -> ValidationRef:
+    """Runs a checkpoint over rows in memory (to learn from, to score); nothing is taken out, nothing published.
+
+    Args:
+        checkpoint: name of a file in ``great_expectations/checkpoints``.
+        rows: table → rows, as `ml.data.rows` gives them. Outcome columns that are absent count as all null.
+        run_name: names the run in results and Data Docs.
+
+    Raises:
+        DataQualityError: a critical rule was broken; names the worst.
+        ConfigError: the checkpoint does not exist, or has no suite for a table.
+    """
+    whole = {}
+    for table, given in rows.items():
+        absent = [c for c in load_params().tables[table].outcomes if c not in given.columns]
+        whole[table] = given.reset_index(drop=True).assign(**dict.fromkeys(absent, None))
+    results, broken = _run(checkpoint, whole, run_name)
+    ref = _store(checkpoint, run_name, {table: len(given) for table, given in whole.items()}, results, broken, {})
+    _raise_for(broken, {table: _ids(table, given) for table, given in whole.items()}, ref.results_uri)
+    return ref
+
+
+def stored(checkpoint: str, run_name: str) -> ValidationRef:
+    """The reference of a validation that ran, failed ones too.
+
+    Raises:
+        NotFoundError: no such run.
+    """
+    path = _results_path(checkpoint, run_name)
+    if not path.exists():
+        raise NotFoundError(f"no results of checkpoint '{checkpoint}', run {run_name!r}, at {path}", "run the validation again")
+    return ValidationRef.model_validate(json.loads(path.read_text())["ref"])
+
+
+def data_docs(validation: ValidationRef) -> str:
+    """Adds the pages of one validation to the Data Docs site, from its stored results.
+
+    Returns:
+        Path of the site's ``index.html``.
+    """
+    kept = json.loads(Path(validation.results_uri).read_text())
+    run = RunIdentifier(run_name=validation.run_name, run_time=datetime.fromisoformat(kept["run_time"]))
+    _docs_folder().mkdir(parents=True, exist_ok=True)
+    with open(_docs_folder() / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # the context rewrites its own files; one builder at a time
+        context = gx.get_context(mode="file", project_root_dir=_docs_folder())
+        pages: list[ValidationResultIdentifier] = []
+        for table, found in kept["results"].items():
+            suite = ExpectationSuiteIdentifier(name=_suites(validation.checkpoint)[table])
+            page = ValidationResultIdentifier(expectation_suite_identifier=suite, run_id=run, batch_identifier=table)
+            context.validation_results_store.set(page, expectationSuiteValidationResultSchema.load(found))
+            pages.append(page)
+        context.build_data_docs(resource_identifiers=pages)
+    return str(_docs_index())
+
+
+def _run(checkpoint: str, rows: dict[str, pd.DataFrame], run_name: str) -> tuple[dict[str, Any], list[Broken]]:
+    """Every table against its suite: GX's results as JSON, and the rules that were broken."""
+    context = _context()
+    results: dict[str, Any] = {}
+    broken: list[Broken] = []
+    for table, given in rows.items():
+        suites = _suites(checkpoint)
+        if table not in suites:
+            raise ConfigError(
+                f"checkpoint '{checkpoint}' has no suite for table '{table}'", f"add it to {DECLARED}/checkpoints/{checkpoint}.json"
+            )
+        asset = context.data_sources.pandas_default.add_dataframe_asset(f"{table}-{uuid.uuid4().hex}")
+        batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": given})
+        found = batch.validate(_suite(suites[table]), result_format={"result_format": "COMPLETE"})
+        broken += [_broken(table, given, one) for one in found.results if not one.success]
+        results[table] = found.to_json_dict()
+        context.data_sources.pandas_default.delete_asset(asset.name)
+    return results, broken
+
+
+def _broken(table: str, rows: pd.DataFrame, one: Any) -> Broken:
+    config = one.expectation_config
+    kwargs = {name: value for name, value in config.kwargs.items() if name not in ("batch_id", "column") and value is not None}
+    column = config.kwargs.get("column")
+    rule = config.type.removeprefix("expect_").removeprefix("column_").replace("_", " ")
+    arguments = ", ".join(f"{name}={value}" for name, value in kwargs.items() if name not in ("row_condition", "column_list"))
+    rule += f" ({arguments})" if arguments else ""
+    if "column_list" in kwargs:
+        rule += f" ({', '.join(kwargs['column_list'])})"
+    positions = one.result.get("unexpected_index_list")
+    if positions is None:
+        observed = one.result.get("observed_value")
+        failures = [info.get("exception_message") for info in one.exception_info.values() if isinstance(info, dict)]
+        return Broken(table, column, rule, str(config.severity.value), None, str(failures[0] if failures else f"observed {observed}"))
+    found = np.unique(np.asarray(positions, dtype=np.int64))
+    if config.type in UNIQUE:
+        found = _but_one_copy(rows, found, kwargs.get("column_list") or [column])
+    share = f"{len(found):,} of {len(rows):,} rows"
+    return Broken(table, column, rule, str(config.severity.value), found, share)
+
+
+def _but_one_copy(rows: pd.DataFrame, found: np.ndarray, key: list[str]) -> np.ndarray:
+    """Of rows that share a key and are equal in every column, one is good; where they differ nobody knows which, and none is."""
+    shared = rows.iloc[found]
+    firsts = shared.drop_duplicates()
+    good = firsts.index[~firsts.duplicated(key, keep=False)]
+    return np.setdiff1d(found, good.to_numpy(dtype=np.int64))
+
+
+def _split(
+    landing: LandingRef, table: str, rows: pa.Table, counts: dict[str, int], files: dict[str, Path], broken: list[Broken]
+) -> tuple[dict[str, Path], int]:
+    """Which file to publish for each day, and how many rows they hold; the rest goes to quarantine."""
+    bad = np.zeros(rows.num_rows, dtype=bool)
+    for one in broken:
+        bad[slice(None) if one.rows is None else one.rows] = True
+    if not bad.any():
+        return files, rows.num_rows
+    good: dict[str, Path] = {}
+    passed, offset = 0, 0
+    for day, count in counts.items():
+        part, wrong = rows.slice(offset, count), bad[offset : offset + count]
+        if wrong.any():
+            refused = wrong if wrong.mean() <= load_params().landing.max_bad_row_share else np.ones(count, dtype=bool)
+            reasons = pa.array(_reasons(broken, offset, count))
+            write_rows(
+                part.append_column("broken_rules", reasons).filter(pa.array(refused)),
+                quarantine_folder(table, landing.key) / f"{day}.parquet",
+            )
+            part = part.filter(pa.array(~refused))
+        if part.num_rows:
+            good[day] = files[day]
+        if part.num_rows and wrong.any():
+            good[day] = files[day].parent.with_name(f".{table}-good") / f"{day}.parquet"
+            write_rows(part, good[day])
+        passed, offset = passed + part.num_rows, offset + count
+    ids = _ids(table, rows.to_pandas())
+    quarantine_reasons(
+        table, landing.key, [b.to_json(ids if b.rows is None else [ids[i] for i in b.rows]) for b in broken]
+    )
+    return good, passed
+
+
+def _reasons(broken: list[Broken], offset: int, count: int) -> list[str]:
+    """For each row of a day, the rules that it broke."""
+    reasons: list[list[str]] = [[] for _ in range(count)]
+    for one in broken:
+        inside = range(count) if one.rows is None else one.rows[(one.rows >= offset) & (one.rows < offset + count)] - offset
+        for position in inside:
+            reasons[position].append(f"{one.column}: {one.rule}" if one.column else one.rule)
+    return ["; ".join(rules) for rules in reasons]
+
+
+def _ids(table: str, rows: pd.DataFrame) -> list[str]:
+    """A name for each row: its entity id where it has one, else its key."""
+    if "entity_id" in rows.columns:
+        return [str(name) for name in rows["entity_id"]]
+    parts = [
+        rows[c].dt.strftime("%Y%m%dT%H%M") if pd.api.types.is_datetime64_any_dtype(rows[c]) else rows[c].astype(str)
+        for c in load_params().tables[table].key
+        if c in rows.columns
+    ]
+    return ["-".join(map(str, names)) for names in zip(*parts, strict=True)]
+
+
+def _raise_for(broken: list[Broken], ids: dict[str, list[str]], key: str) -> None:
+    """Raises for the worst of the critical rules; logs the others."""
+    for one in broken:
+        if one.severity != "critical":
+            log.warning("%s.%s: %s: %s", one.table, one.column, one.rule, one.detail)
+    critical = [one for one in broken if one.severity == "critical"]
+    if not critical:
+        return
+    worst = max(critical, key=lambda one: np.inf if one.rows is None else len(one.rows))
+    named = ids[worst.table] if worst.rows is None else [ids[worst.table][i] for i in worst.rows]
+    folder = quarantine_folder(worst.table, key)
+    where = str(folder if folder.is_dir() else key)
+    rule = worst.rule if worst.rows is not None else f"{worst.rule}: {worst.detail}"
+    error = DataQualityError.from_parts(worst.table, worst.column, rule, len(named), named if worst.rows is not None else [], where)
+    more = [f"{one.table}.{one.column or '*'} {one.rule} ({one.detail})" for one in critical if one is not worst]
+    raise DataQualityError(error.what + (f"; and {len(more)} more: {'; '.join(more[:3])}" if more else ""), error.cure)
+
+
+def _store(
+    checkpoint: str, run_name: str, rows: dict[str, int], results: dict[str, Any], broken: list[Broken], extra: dict[str, Any]
+) -> ValidationRef:
+    path = _results_path(checkpoint, run_name)
+    checks = sum(len(found["results"]) for found in results.values())
+    ref = ValidationRef(checkpoint=checkpoint, run_name=run_name, rows=rows, checks=checks, results_uri=str(path))
+    for found in results.values():
+        for one in found["results"]:
+            one["result"] = {name: value for name, value in one["result"].items() if name not in LONG}
+    kept = {
+        "ref": ref.model_dump(mode="json"),
+        "success": not any(one.severity == "critical" for one in broken),
+        "run_time": datetime.now(UTC).isoformat(),
+        "data_docs": str(_docs_index()),
+        "broken": [{"table": b.table, "column": b.column, "rule": b.rule, "severity": b.severity, "detail": b.detail} for b in broken],
+        **extra,
+        "results": results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{uuid.uuid4().hex}")
+    aside.write_text(json.dumps(kept, indent=1, default=str) + "\n")
+    aside.rename(path)
+    return ref
+
+
+def _results_path(checkpoint: str, run_name: str) -> Path:
+    return settings().var / "gx" / "results" / checkpoint / f"{re.sub(r'[^A-Za-z0-9._-]', '_', run_name)}.json"
+
+
+def _docs_folder() -> Path:
+    return settings().var / "gx" / "docs"
+
+
+def _docs_index() -> Path:
+    return _docs_folder() / "gx" / "uncommitted" / "data_docs" / "local_site" / "index.html"
+
+
+def _suites(checkpoint: str) -> dict[str, str]:
+    """Table → suite, as the checkpoint's file says."""
+    return dict(_declared("checkpoints", checkpoint)["suites"])
+
+
+def _suite(name: str) -> ExpectationSuite:
+    declared = _declared("expectations", name)
+    return ExpectationSuite(name=declared["name"], expectations=declared["expectations"], meta=declared.get("meta"))
+
+
+def _declared(kind: str, name: str) -> dict[str, Any]:
+    path = DECLARED / kind / f"{name}.json"
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.json")))
+        raise ConfigError(f"no file {path}; there are: {there}", "add it, or use one of those") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON: {error}", "mend the line that is named") from None
+
+
+@cache
+def _context() -> EphemeralDataContext:
+    """GX's runtime, in memory: two runs at once share nothing, and the git tree stays as it is."""
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    return context
