@@ -1,7 +1,7 @@
 """What was known at a moment: one SQL view of a table that all readers share, so that none can see more than another.
 
-A row's `outcomes` are NULL until its `known_at`; a row whose `known_at` cannot be computed has outcomes that are not known. A table
-without outcomes is an observation: before its `known_at` the whole row is invisible.
+A row's `outcomes` are NULL until its `known_at`; a row whose `known_at` cannot be computed has outcomes that are not known.
+A table without outcomes is an observation: before its `known_at` the whole row is invisible.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ml.config import Table
 from ml.data.query import literal, query, quoted
-from ml.errors import ConfigError
+from ml.errors import ConfigError, SourceError
 
 TIMES = ("event_time", "known_at")
 
@@ -26,7 +26,8 @@ def in_interval(table: str, spec: Table, start: datetime, end: datetime, relatio
         start: naive UTC, included. Ignored, like `end`, when the table has no event time.
     """
     columns = ", ".join(quoted(c) for c in spec.columns)
-    where = f"WHERE {_between(spec, start, end)}" if spec.event_time else ""
+    event = _event(spec)
+    where = f"WHERE {event} >= {literal(start)} AND {event} < {literal(end)}" if spec.event_time else ""
     return run(table, spec, f"SELECT {columns} FROM {relation} {where} ORDER BY {order(spec)}", tables)
 
 
@@ -35,7 +36,7 @@ def known_sql(spec: Table, as_of: datetime, start: datetime | None, end: datetim
 
     Adds ``event_time`` and ``known_at`` (NULL: not known) to the declared columns. No interval: all rows.
     """
-    event = f"CAST(({spec.event_time}) AS TIMESTAMP)" if spec.event_time else "CAST(NULL AS TIMESTAMP)"
+    event = _event(spec)
     at = f"CAST(({spec.known_at}) AS TIMESTAMP)" if spec.known_at else event
     visible = f"coalesce(__at <= {literal(as_of)}, FALSE)" if spec.known_at else "TRUE"
     columns = [
@@ -48,9 +49,8 @@ def known_sql(spec: Table, as_of: datetime, start: datetime | None, end: datetim
         conditions.append(f"__event >= {literal(start)} AND __event < {literal(end)}")
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     inner = f"SELECT *, {event} AS __event, {at} AS __at FROM {relation}"
-    return (
-        f"SELECT {', '.join(columns)}, __event AS event_time, CASE WHEN {visible} THEN __at END AS known_at FROM ({inner}) {where}"
-    )
+    columns += ["__event AS event_time", f"CASE WHEN {visible} THEN __at END AS known_at"]
+    return f"SELECT {', '.join(columns)} FROM ({inner}) {where}"
 
 
 def order(spec: Table) -> str:
@@ -59,9 +59,26 @@ def order(spec: Table) -> str:
     return ", ".join(quoted(c) for c in [*spec.key, *rest])
 
 
-def _between(spec: Table, start: datetime, end: datetime) -> str:
-    event = f"CAST(({spec.event_time}) AS TIMESTAMP)"
-    return f"{event} >= {literal(start)} AND {event} < {literal(end)}"
+def must_have_time(table: str, spec: Table, rows: pa.Table, where: str) -> None:
+    """A row without event time belongs to no day, and would be lost without a word.
+
+    Raises:
+        SourceError: there is one; names up to three by their key.
+    """
+    if spec.event_time is None:
+        return
+    key = ", ".join(quoted(c) for c in spec.key)
+    lost = run(table, spec, f"SELECT {key} FROM rows WHERE {_event(spec)} IS NULL", {"rows": rows})
+    if lost.num_rows:
+        shown = "; ".join(str(row) for row in lost.slice(0, 3).to_pylist())
+        raise SourceError(
+            f"table '{table}' in {where}: event_time ({spec.event_time}) is null in {lost.num_rows:,} rows, e.g. {shown}",
+            "mend those rows at the source; a row without a time belongs to no day",
+        )
+
+
+def _event(spec: Table) -> str:
+    return f"CAST(({spec.event_time}) AS TIMESTAMP)" if spec.event_time else "CAST(NULL AS TIMESTAMP)"
 
 
 def run(table: str, spec: Table, statement: str, tables: dict[str, pa.Table]) -> pa.Table:
@@ -74,7 +91,7 @@ def run(table: str, spec: Table, statement: str, tables: dict[str, pa.Table]) ->
         return query(statement, **tables)
     except (duckdb.BinderException, duckdb.ParserException, duckdb.ConversionException) as error:
         raise ConfigError(
-            f"tables.{table}: event_time = {spec.event_time!r} or known_at = {spec.known_at!r} is not DuckDB SQL over its columns: "
+            f"tables.{table}: event_time = {spec.event_time!r} or known_at = {spec.known_at!r} is not SQL over its columns: "
             f"{str(error).splitlines()[0]}",
             f"mend the expression; columns: {', '.join(spec.columns)}",
         ) from None

@@ -1,7 +1,7 @@
 """The landed folder ``<data>/raw/<table>/<day>.parquet``: who may write it, and which knowledge each file holds.
 
-Publishing a day and taking a snapshot exclude each other by one file lock, which the system frees when its holder dies. Readers need none:
-every file is replaced by rename.
+Publishing a day and taking a snapshot exclude each other by one file lock, which the system frees when its holder dies.
+Readers need none: every file is replaced by rename.
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ def landed_days(table: str) -> list[str]:
 
 
 def write_rows(rows: pa.Table, path: Path) -> None:
-    """Writes Parquet with the same bytes for the same rows: fixed settings, no metadata, one row group."""
+    """Writes Parquet whole or not at all, with the same bytes for the same rows: fixed settings, no metadata, one row group."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = rows.replace_schema_metadata(None).combine_chunks()
-    pq.write_table(plain, path, compression="zstd", version="2.6", store_schema=False, row_group_size=max(1, plain.num_rows))
+    aside = path.with_name(f".{uuid.uuid4().hex}")
+    pq.write_table(plain, aside, compression="zstd", version="2.6", store_schema=False, row_group_size=max(1, plain.num_rows))
+    aside.replace(path)
 
 
 def read_rows(path: Path) -> pa.Table:
@@ -83,8 +85,8 @@ def newest_as_of() -> datetime | None:
 def publish(files: dict[str, dict[str, Path]], as_of: datetime) -> dict[str, dict[str, Outcome]]:
     """Moves staged files into the landed folder, each by one rename.
 
-    A file with the same content is not touched. A day that was landed with newer knowledge is left alone (``stale``): an older landing that
-    comes late may not undo it. Doing it twice, or again after a kill half-way, ends the same.
+    A file with the same content is not touched. A day that was landed with newer knowledge is left alone (``stale``): an older
+    landing that comes late may not undo it. Doing it twice, or again after a kill half-way, ends the same.
 
     Args:
         files: table → day → staged file, on the same file system. They are kept (linked, not moved), so that a retry finds them.

@@ -46,8 +46,8 @@ def land(window: Window, as_of: datetime) -> LandingRef:
         A reference whose key holds window, `as_of` and a digest of the content: the same landing twice is one staging folder.
 
     Raises:
-        SourceError: a source cannot be read, has another shape, or the problem's table has no rows in the interval. A bad file is copied
-            to quarantine. Nothing that was landed is touched.
+        SourceError: a source cannot be read, has another shape, or the problem's table has no rows in the interval. A bad file
+            is copied to quarantine. Nothing that was landed is touched.
     """
     params, staging = load_params(), settings().data / "staging"
     _sweep(staging)
@@ -189,5 +189,3 @@ def _sweep(staging: Path) -> None:
 
 def _midnight(day: date) -> datetime:
     return datetime(day.year, day.month, day.day)
-
-

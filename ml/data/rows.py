@@ -26,9 +26,9 @@ def problem_rows(root: Path, start: datetime, end: datetime, as_of: datetime) ->
         as_of: naive UTC; an outcome that became known later is NULL.
 
     Returns:
-        The declared columns, and ``entity_id`` (string), ``event_time``, ``prediction_time`` (event time − lead hours), ``known_at``
-        (NULL while the outcome is not known), ``label`` (float64; NULL while not known, or when there is none). Ordered by event time,
-        then entity id. No rows when nothing was landed.
+        The declared columns, and ``entity_id`` (string), ``event_time``, ``prediction_time`` (event time less the lead hours),
+        ``known_at`` (NULL while the outcome is not known), ``label`` (float64; NULL while not known, or when there is none).
+        Ordered by event time, then entity id. No rows when nothing was landed.
     """
     return table_rows(root, load_params().problem.table, start, end, as_of)
 
@@ -57,7 +57,9 @@ def live_rows(table: str, start: datetime, end: datetime, as_of: datetime) -> pa
     return _known(params, table, as_of, start, end, "rows", rows=sources.open_source(spec).read(table, spec, start, end))
 
 
-def _known(params: Params, table: str, as_of: datetime, start: datetime, end: datetime, relation: str, **tables: pa.Table) -> pa.Table:
+def _known(
+    params: Params, table: str, as_of: datetime, start: datetime, end: datetime, relation: str, **tables: pa.Table
+) -> pa.Table:
     spec, problem = params.tables[table], params.problem
     statement = known_sql(spec, as_of, start, end, relation)
     if table != problem.table:

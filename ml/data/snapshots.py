@@ -17,17 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
 
 from ml import ledger
 from ml.config import ROOT, load_params, settings
 from ml.data.landed import landed_days, locked, newest_as_of, raw_folder
 from ml.errors import NotFoundError, SnapshotError
 from ml.refs import SnapshotRef
-
-os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-
-from dvc.exceptions import DvcException  # noqa: E402 - after the variable that it reads
-from dvc.repo import Repo  # noqa: E402
 
 KIND = "snapshot"
 REMOTE = "evergreen"
@@ -111,8 +108,14 @@ def find(as_of: datetime) -> SnapshotRef:
         return [ref for ref in before if ref.as_of == newest][-1]
     covering = [ref for ref in refs if ref.first_day < as_of.date() <= ref.last_day + timedelta(days=1)]
     if not covering:
-        spans = f"{len(refs)} versions, {min(r.first_day for r in refs)} to {max(r.last_day for r in refs)}" if refs else "none at all"
-        raise NotFoundError(f"no snapshot covers {as_of:%Y-%m-%d %H:%M} (there are: {spans})", "run `ingest` for the days before it")
+        spans = (
+            f"{len(refs)} versions, {min(r.first_day for r in refs)} to {max(r.last_day for r in refs)}"
+            if refs
+            else "none at all"
+        )
+        raise NotFoundError(
+            f"no snapshot covers {as_of:%Y-%m-%d %H:%M} (there are: {spans})", "run `ingest` for the days before it"
+        )
     return min(covering, key=lambda ref: ref.as_of)
 
 

@@ -27,7 +27,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from ml.config import Table, settings
-from ml.data.asof import in_interval
+from ml.data.asof import in_interval, must_have_time
 from ml.data.query import parquet
 from ml.data.schema import arrow_schema, typed
 from ml.errors import ConfigError, SourceError
@@ -93,13 +93,16 @@ class PackageSource:
         found = next((f for f in listed if f.name == self.file), None)
         if found is None:
             names = ", ".join(sorted(f.name for f in listed if f.parent.name == "data"))
-            raise SourceError(f"package {self.package!r} has no file {self.file!r}; it has: {names}", f"mend tables.{table}.source.file")
+            raise SourceError(
+                f"package {self.package!r} has no file {self.file!r}; it has: {names}", f"mend tables.{table}.source.file"
+            )
         version = found.hash.value[:12] if found.hash else metadata.version(self.package)
         shape = sha256(json.dumps(spec.columns).encode())[:12]
         cached = settings().var / "cache" / self.package / f"{self.file}-{version}-{shape}.parquet"
         if not cached.exists():
             raw = read_csv(str(found.locate()), list(spec.columns))
             rows = typed(table, spec, raw, self.file, text=True)
+            must_have_time(table, spec, rows, self.file)
             cached.parent.mkdir(parents=True, exist_ok=True)
             aside = cached.with_name(f".{uuid.uuid4().hex}")
             pq.write_table(rows, aside, compression="zstd")
@@ -123,8 +126,9 @@ class FileSource:
         parts = [arrow_schema(spec).empty_table()]
         for path in self._paths(table, spec, start, end):
             with named(table, path):
-                raw = self.read_file(path, list(spec.columns))
-                parts.append(typed(table, spec, raw, path, text=self.text))
+                rows = typed(table, spec, self.read_file(path, list(spec.columns)), path, text=self.text)
+                must_have_time(table, spec, rows, path)
+                parts.append(rows)
         return in_interval(table, spec, start, end, "rows", rows=pa.concat_tables(parts))
 
     def _paths(self, table: str, spec: Table, start: datetime, end: datetime) -> Iterator[str]:
@@ -139,7 +143,9 @@ class FileSource:
         pattern = f"{root.rstrip('/')}/**/*{self.suffix}" if fs.isdir(root) else root
         found = sorted(fs.glob(pattern))
         if not found:
-            raise SourceError(f"table '{table}': no file matches {self.path}", f"mend tables.{table}.source.path, or deliver the file")
+            raise SourceError(
+                f"table '{table}': no file matches {self.path}", f"mend tables.{table}.source.path, or deliver the file"
+            )
         yield from (fs.unstrip_protocol(path) for path in found)
 
 
@@ -175,7 +181,9 @@ class SqlSource:
 
         url = os.environ.get(self.url_env)
         if not url:
-            raise SourceError(f"table '{table}': environment variable {self.url_env} is not set", "put the SQLAlchemy URL into it")
+            raise SourceError(
+                f"table '{table}': environment variable {self.url_env} is not set", "put the SQLAlchemy URL into it"
+            )
         where = f"{self.table or 'query'} of {self.url_env}"
         try:
             engine = sa.create_engine(url, poolclass=sa.NullPool)
@@ -183,14 +191,18 @@ class SqlSource:
                 found = connection.execute(*self._statement(sa, connection, spec, start, end))
                 names, rows = list(found.keys()), found.fetchall()
         except sa.exc.NoSuchTableError:
-            raise SourceError(f"table '{table}': {self.url_env} has no table '{self.table}'", f"mend tables.{table}.source") from None
+            raise SourceError(
+                f"table '{table}': {self.url_env} has no table '{self.table}'", f"mend tables.{table}.source"
+            ) from None
         except sa.exc.SQLAlchemyError as error:
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise SourceError(
                 f"table '{table}': cannot read {where}: {reason}", "check that the database answers and the user may read it"
             ) from None
         delivered = {name: _array(table, name, [row[i] for row in rows], where) for i, name in enumerate(names)}
-        return in_interval(table, spec, start, end, "rows", rows=typed(table, spec, pa.table(delivered), where))
+        rows = typed(table, spec, pa.table(delivered), where)
+        must_have_time(table, spec, rows, where)
+        return in_interval(table, spec, start, end, "rows", rows=rows)
 
     def _statement(self, sa: Any, connection: Any, spec: Table, start: datetime, end: datetime) -> tuple[Any, dict[str, Any]]:
         if self.query is not None:
@@ -245,7 +257,9 @@ def named(table: str, path: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, EOFError, zipfile.BadZipFile, UnicodeDecodeError, StopIteration) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadFileError(
-            f"table '{table}': {path} cannot be read: {reason}", "deliver the file again, whole; then land the interval again", path
+            f"table '{table}': {path} cannot be read: {reason}",
+            "deliver the file again, whole; then land the interval again",
+            path,
         ) from None
 
 

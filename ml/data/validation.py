@@ -9,66 +9,36 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import re
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import great_expectations as gx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from great_expectations.core import ExpectationSuite
+from great_expectations.core.expectation_validation_result import expectationSuiteValidationResultSchema
+from great_expectations.core.run_identifier import RunIdentifier
+from great_expectations.data_context import EphemeralDataContext
+from great_expectations.data_context.types.base import ProgressBarsConfig
+from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier, ValidationResultIdentifier
 
 from ml.config import ROOT, load_params, settings
-from ml.data.landed import publish, read_rows, write_rows
-from ml.data.landing import quarantine_folder, quarantine_reasons, staged
-from ml.errors import ConfigError, DataQualityError, NotFoundError
+from ml.data.landed import publish, read_rows
+from ml.data.landing import staged
+from ml.data.quality import Broken, but_one_copy, raise_for, split
+from ml.errors import ConfigError, NotFoundError
 from ml.refs import LandingRef, ValidationRef
-
-os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read on import
-
-import great_expectations as gx  # noqa: E402
-from great_expectations.core import ExpectationSuite  # noqa: E402
-from great_expectations.core.expectation_validation_result import expectationSuiteValidationResultSchema  # noqa: E402
-from great_expectations.core.run_identifier import RunIdentifier  # noqa: E402
-from great_expectations.data_context import EphemeralDataContext  # noqa: E402
-from great_expectations.data_context.types.resource_identifiers import (  # noqa: E402
-    ExpectationSuiteIdentifier,
-    ValidationResultIdentifier,
-)
 
 log = logging.getLogger(__name__)
 
 DECLARED = ROOT / "great_expectations"
 UNIQUE = ("expect_compound_columns_to_be_unique", "expect_column_values_to_be_unique")
 LONG = ("unexpected_list", "unexpected_index_list", "unexpected_index_query")  # the rows themselves are in quarantine
-
-
-@dataclass(frozen=True)
-class Broken:
-    """One rule of a suite that did not hold."""
-
-    table: str
-    column: str | None
-    rule: str
-    severity: str
-    rows: np.ndarray | None
-    """Positions of the offending rows, int64; None when the rule is about the table as a whole, or could not be checked."""
-    detail: str
-
-    def to_json(self, ids: Sequence[str]) -> dict[str, Any]:
-        return {
-            "column": self.column,
-            "rule": self.rule,
-            "severity": self.severity,
-            "count": len(ids),
-            "detail": self.detail,
-            "rows": list(ids),
-        }
 
 
 def validate(landing: LandingRef) -> ValidationRef:
@@ -89,12 +59,14 @@ def validate(landing: LandingRef) -> ValidationRef:
     for table, rows in whole.items():
         mine = [b for b in broken if b.table == table and b.severity == "critical"]
         counts = [part.num_rows for part in days[table].values()]
-        good[table], passed[table] = _split(landing, table, rows, dict(zip(days[table], counts, strict=True)), files[table], mine)
+        good[table], passed[table] = split(landing, table, rows, dict(zip(days[table], counts, strict=True)), files[table], mine)
     published = publish(good, landing.as_of)
     for table, day in ((t, d) for t, outcomes in published.items() for d, outcome in outcomes.items() if outcome == "stale"):
         log.warning("%s of %s is landed with newer knowledge than %s: left as it is", day, table, landing.as_of)
     ref = _store("landing", landing.key, passed, results, broken, {"published": published})
-    _raise_for(broken, {table: _ids(table, rows.to_pandas()) for table, rows in whole.items()}, landing.key)
+    raise_for(
+        broken, {table: rows.to_pandas() for table, rows in whole.items()} if broken else {}, settings().data / "quarantine"
+    )
     return ref
 
 
@@ -116,7 +88,7 @@ def validate_rows(checkpoint: str, rows: dict[str, pd.DataFrame], run_name: str)
         whole[table] = given.reset_index(drop=True).assign(**dict.fromkeys(absent, None))
     results, broken = _run(checkpoint, whole, run_name)
     ref = _store(checkpoint, run_name, {table: len(given) for table, given in whole.items()}, results, broken, {})
-    _raise_for(broken, {table: _ids(table, given) for table, given in whole.items()}, ref.results_uri)
+    raise_for(broken, whole, Path(ref.results_uri), "land the days again that these rows come from, or mend the rule")
     return ref
 
 
@@ -163,7 +135,8 @@ def _run(checkpoint: str, rows: dict[str, pd.DataFrame], run_name: str) -> tuple
         suites = _suites(checkpoint)
         if table not in suites:
             raise ConfigError(
-                f"checkpoint '{checkpoint}' has no suite for table '{table}'", f"add it to {DECLARED}/checkpoints/{checkpoint}.json"
+                f"checkpoint '{checkpoint}' has no suite for table '{table}'",
+                f"add it to {DECLARED}/checkpoints/{checkpoint}.json",
             )
         asset = context.data_sources.pandas_default.add_dataframe_asset(f"{table}-{uuid.uuid4().hex}")
         batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": given})
@@ -187,94 +160,14 @@ def _broken(table: str, rows: pd.DataFrame, one: Any) -> Broken:
     if positions is None:
         observed = one.result.get("observed_value")
         failures = [info.get("exception_message") for info in one.exception_info.values() if isinstance(info, dict)]
-        return Broken(table, column, rule, str(config.severity.value), None, str(failures[0] if failures else f"observed {observed}"))
+        return Broken(
+            table, column, rule, str(config.severity.value), None, str(failures[0] if failures else f"observed {observed}")
+        )
     found = np.unique(np.asarray(positions, dtype=np.int64))
     if config.type in UNIQUE:
-        found = _but_one_copy(rows, found, kwargs.get("column_list") or [column])
+        found = but_one_copy(rows, found, kwargs.get("column_list") or [column])
     share = f"{len(found):,} of {len(rows):,} rows"
     return Broken(table, column, rule, str(config.severity.value), found, share)
-
-
-def _but_one_copy(rows: pd.DataFrame, found: np.ndarray, key: list[str]) -> np.ndarray:
-    """Of rows that share a key and are equal in every column, one is good; where they differ nobody knows which, and none is."""
-    shared = rows.iloc[found]
-    firsts = shared.drop_duplicates()
-    good = firsts.index[~firsts.duplicated(key, keep=False)]
-    return np.setdiff1d(found, good.to_numpy(dtype=np.int64))
-
-
-def _split(
-    landing: LandingRef, table: str, rows: pa.Table, counts: dict[str, int], files: dict[str, Path], broken: list[Broken]
-) -> tuple[dict[str, Path], int]:
-    """Which file to publish for each day, and how many rows they hold; the rest goes to quarantine."""
-    bad = np.zeros(rows.num_rows, dtype=bool)
-    for one in broken:
-        bad[slice(None) if one.rows is None else one.rows] = True
-    if not bad.any():
-        return files, rows.num_rows
-    good: dict[str, Path] = {}
-    passed, offset = 0, 0
-    for day, count in counts.items():
-        part, wrong = rows.slice(offset, count), bad[offset : offset + count]
-        if wrong.any():
-            refused = wrong if wrong.mean() <= load_params().landing.max_bad_row_share else np.ones(count, dtype=bool)
-            reasons = pa.array(_reasons(broken, offset, count))
-            write_rows(
-                part.append_column("broken_rules", reasons).filter(pa.array(refused)),
-                quarantine_folder(table, landing.key) / f"{day}.parquet",
-            )
-            part = part.filter(pa.array(~refused))
-        if part.num_rows:
-            good[day] = files[day]
-        if part.num_rows and wrong.any():
-            good[day] = files[day].parent.with_name(f".{table}-good") / f"{day}.parquet"
-            write_rows(part, good[day])
-        passed, offset = passed + part.num_rows, offset + count
-    ids = _ids(table, rows.to_pandas())
-    quarantine_reasons(
-        table, landing.key, [b.to_json(ids if b.rows is None else [ids[i] for i in b.rows]) for b in broken]
-    )
-    return good, passed
-
-
-def _reasons(broken: list[Broken], offset: int, count: int) -> list[str]:
-    """For each row of a day, the rules that it broke."""
-    reasons: list[list[str]] = [[] for _ in range(count)]
-    for one in broken:
-        inside = range(count) if one.rows is None else one.rows[(one.rows >= offset) & (one.rows < offset + count)] - offset
-        for position in inside:
-            reasons[position].append(f"{one.column}: {one.rule}" if one.column else one.rule)
-    return ["; ".join(rules) for rules in reasons]
-
-
-def _ids(table: str, rows: pd.DataFrame) -> list[str]:
-    """A name for each row: its entity id where it has one, else its key."""
-    if "entity_id" in rows.columns:
-        return [str(name) for name in rows["entity_id"]]
-    parts = [
-        rows[c].dt.strftime("%Y%m%dT%H%M") if pd.api.types.is_datetime64_any_dtype(rows[c]) else rows[c].astype(str)
-        for c in load_params().tables[table].key
-        if c in rows.columns
-    ]
-    return ["-".join(map(str, names)) for names in zip(*parts, strict=True)]
-
-
-def _raise_for(broken: list[Broken], ids: dict[str, list[str]], key: str) -> None:
-    """Raises for the worst of the critical rules; logs the others."""
-    for one in broken:
-        if one.severity != "critical":
-            log.warning("%s.%s: %s: %s", one.table, one.column, one.rule, one.detail)
-    critical = [one for one in broken if one.severity == "critical"]
-    if not critical:
-        return
-    worst = max(critical, key=lambda one: np.inf if one.rows is None else len(one.rows))
-    named = ids[worst.table] if worst.rows is None else [ids[worst.table][i] for i in worst.rows]
-    folder = quarantine_folder(worst.table, key)
-    where = str(folder if folder.is_dir() else key)
-    rule = worst.rule if worst.rows is not None else f"{worst.rule}: {worst.detail}"
-    error = DataQualityError.from_parts(worst.table, worst.column, rule, len(named), named if worst.rows is not None else [], where)
-    more = [f"{one.table}.{one.column or '*'} {one.rule} ({one.detail})" for one in critical if one is not worst]
-    raise DataQualityError(error.what + (f"; and {len(more)} more: {'; '.join(more[:3])}" if more else ""), error.cure)
 
 
 def _store(
@@ -291,7 +184,9 @@ def _store(
         "success": not any(one.severity == "critical" for one in broken),
         "run_time": datetime.now(UTC).isoformat(),
         "data_docs": str(_docs_index()),
-        "broken": [{"table": b.table, "column": b.column, "rule": b.rule, "severity": b.severity, "detail": b.detail} for b in broken],
+        "broken": [
+            {"table": b.table, "column": b.column, "rule": b.rule, "severity": b.severity, "detail": b.detail} for b in broken
+        ],
         **extra,
         "results": results,
     }
@@ -339,5 +234,5 @@ def _declared(kind: str, name: str) -> dict[str, Any]:
 def _context() -> EphemeralDataContext:
     """GX's runtime, in memory: two runs at once share nothing, and the git tree stays as it is."""
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
     return context
