@@ -66,7 +66,10 @@ def date_param(title: str, description: str) -> Param:
     return Param(None, type=["null", "string"], format="date", title=title, description_md=description)
 
 
-def time_param(title: str = "As of (UTC)", description: str = "What was not known then is invisible. Empty: the end of the run's data interval.") -> Param:
+def time_param(
+    title: str = "As of (UTC)",
+    description: str = "What was not known then is invisible. Empty: the end of the run's data interval.",
+) -> Param:
     return Param(None, type=["null", "string"], format="date-time", title=title, description_md=description)
 
 

@@ -51,7 +51,9 @@ def _version() -> VersionRef:
     schedule=[CANDIDATE],
     doc_md=DOC,
     params={
-        "version": Param(None, type=["null", "string", "object"], title="Version", description_md="Number of a registered version."),
+        "version": Param(
+            None, type=["null", "string", "object"], title="Version", description_md="Number of a registered version."
+        ),
         "as_of": time_param(description="The moment written beside the promotion. Empty: that of the candidate."),
     },
     **dag_args("model"),

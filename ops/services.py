@@ -213,7 +213,10 @@ def _start(service: Service, abandon: threading.Event) -> None:
             raise _not_well(service, f"ended with exit code {process.returncode}")
         if time.monotonic() - begun > START_SECONDS:
             raise _not_well(service, f"was not healthy after {START_SECONDS:.0f} s")
-    print(f"  {service.name:8} healthy after {time.monotonic() - begun:4.1f} s   http://{settings().host}:{service.port}", flush=True)
+    print(
+        f"  {service.name:8} healthy after {time.monotonic() - begun:4.1f} s   http://{settings().host}:{service.port}",
+        flush=True,
+    )
 
 
 def _not_well(service: Service, how: str) -> EvergreenError:

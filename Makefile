@@ -1,0 +1,71 @@
+# Evergreen. `make` alone explains.
+SHELL := /bin/sh
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export MPLBACKEND := Agg
+export GX_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export BENTOML_DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := true
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lock lint format test test-fast demo up down status
+
+help:  ## show this
+	@echo "Evergreen: continuous training for tabular models, on Airflow."
+	@echo
+	@echo "New here?   make demo    from raw data to a served model, five days of life and a retrain; some minutes, two cores, no network"
+	@echo "            make down    stops what it started"
+	@echo
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo
+	@echo "Ports:      EVERGREEN_AIRFLOW_PORT (8080), EVERGREEN_MLFLOW_PORT (5000), EVERGREEN_SERVING_PORT (3000)"
+	@echo "Then:       $(BIN)/evergreen --help (every step by hand), params.yaml (what changes the model), README.md"
+
+setup: $(STAMP)  ## make .venv from the lock file (once; again when the lock changes)
+
+$(STAMP): requirements.lock requirements-uv.lock
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; install Python 3.11, or: make PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing: $$(grep -c == requirements.lock) packages, hashes checked"
+	@test -x $(VENV)/uv/bin/uv || $(PYTHON) -m venv $(VENV)/uv
+	@$(VENV)/uv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/uv/bin/uv pip sync -q --require-hashes --compile-bytecode requirements.lock
+	@$(BIN)/python ops/link.py
+	@touch $@
+
+lock:  ## resolve pyproject.toml again into requirements.lock
+	@test -x $(VENV)/uv/bin/uv || { $(PYTHON) -m venv $(VENV)/uv && $(VENV)/uv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.lock; }
+	$(VENV)/uv/bin/uv pip compile pyproject.toml --extra dev --generate-hashes --no-header --no-emit-index-url -q -o requirements.lock --python-version 3.11
+
+lint: $(STAMP)  ## ruff, mypy, import-linter, doctests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q --doctest-modules --doctest-glob=README.md ml $(wildcard README.md) -p no:cacheprovider
+
+format: $(STAMP)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(STAMP)  ## all tests, with coverage of ml/
+	$(BIN)/python -m pytest --cov=ml --cov-report=term:skip-covered
+
+test-fast: $(STAMP)  ## without the tests that start servers
+	$(BIN)/python -m pytest -m "not e2e"
+
+demo: $(STAMP)  ## the whole story on real data, with visible progress; starts clean, leaves the services up
+	@$(BIN)/python -m ops.demo
+
+up: $(STAMP)  ## start Airflow, MLflow and the prediction service
+	@$(BIN)/python -m ops.services up
+
+down:  ## stop them
+	@test -x $(BIN)/python || { echo "nothing was set up"; exit 0; }; $(BIN)/python -m ops.services down
+
+status: $(STAMP)  ## are they well?
+	@$(BIN)/python -m ops.services status
