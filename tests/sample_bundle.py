@@ -13,7 +13,8 @@ from ml import store
 from ml.config import load_params
 from ml.features.definitions import load_module
 from ml.features.online import Assembler, OnlineStore
-from ml.packaging.bundle import Bundle, Climatology, Example, build
+from ml.packaging.bundle import Bundle, Example, build
+from ml.training.climatology import Climatology
 from ml.serving.answering import NO_STORE, Serving, _params
 from ml.serving.manifest import Deployed
 from ml.serving.predictor import Predictor

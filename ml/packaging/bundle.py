@@ -8,7 +8,6 @@ profile, opaque here). No pickle is in it, and none is read.
 from __future__ import annotations
 
 import json
-import math
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,26 +20,10 @@ from ml.config import ColumnType
 from ml.errors import IntegrityError
 from ml.features.definitions import Value
 from ml.refs import Ref
+from ml.training.climatology import Climatology
 
 MODEL, CARD, EXAMPLES, PROFILE = ("model.onnx", "bundle.json", "examples.json", "profile.json")
 MAX_EXAMPLES = 64
-
-
-class Climatology(Ref):
-    """Rates of the label by a few features: the last resort when the model cannot answer."""
-
-    by: list[str]
-    rates: dict[str, float]
-    overall: float = Field(ge=0, le=1)
-
-    def rate(self, features: Mapping[str, Value]) -> float:
-        """The rate of the row's group; the overall rate for a group that was never seen.
-
-        >>> table = Climatology(by=["origin", "hour"], rates={"EWR|7": 0.21}, overall=0.22)
-        >>> table.rate({"origin": "EWR", "hour": 7.0}), table.rate({"origin": None, "hour": 7.0})
-        (0.21, 0.22)
-        """
-        return self.rates.get(group_key(features.get(name) for name in self.by), self.overall)
 
 
 class Example(Ref):
@@ -180,21 +163,6 @@ def build(
     }
     Bundle.from_files(files)
     return store.pack(files)
-
-
-def group_key(values: Any) -> str:
-    """The name of a group in `Climatology.rates`: values joined by ``|``; whole numbers without a point, None empty.
-
-    >>> group_key(["EWR", 7.0, None, 0.5])
-    'EWR|7||0.5'
-    """
-    return "|".join(_shown(value) for value in values)
-
-
-def _shown(value: Value) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _canonical(document: Any) -> bytes:
