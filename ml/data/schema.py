@@ -1,6 +1,7 @@
 """The declared types of params.yaml as Arrow types, and the one place where delivered columns are brought to them.
 
-A missing value is NULL, in every type: NaN, an empty string and ``NA`` become NULL here. Columns that are not declared are dropped.
+A missing value is NULL, in every type: NaN, an empty string and ``NA`` become NULL here. Columns that are not declared are
+dropped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Versions of the landed data with DVC: add and push, find, restore, pin.
 
-The DVC repository of the landed folder has no git in it and lives in ``<data>/.dvc``. A restore works in a throw-away repository of its own,
-so that it meets nobody on a lock and needs nothing but the remote.
+The DVC repository of the landed folder has no git in it and lives in ``<data>/.dvc``. A restore works in a throw-away repository
+of its own, so that it meets nobody on a lock and needs nothing but the remote.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 import yaml
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.tree import Tree
 
 from ml import ledger
 from ml.config import ROOT, load_params, settings
@@ -32,7 +34,7 @@ KEEP_WORKSPACES = timedelta(days=7)  # wall clock, since a run last asked for it
 
 
 def snapshot(as_of: datetime) -> SnapshotRef:
-    """Makes a version of all landed files, pushes it to the remote and notes it in the ledger. The same content is the same version.
+    """Makes a version of all landed files, pushes it, and notes it in the ledger. The same content is the same version.
 
     Args:
         as_of: naive UTC. Where the landed files hold newer knowledge (an older interval was landed late), the version says so.
@@ -45,10 +47,12 @@ def snapshot(as_of: datetime) -> SnapshotRef:
         if not days:
             raise SnapshotError(f"nothing is landed in {raw_folder()}", "land and validate an interval first")
         if not (settings().data / ".dvc").is_dir():
+            (settings().data / ".dvcignore").write_text("/staging\n/quarantine\n")  # else DVC looks through them each time
             Repo.init(str(settings().data), no_scm=True).close()
         with Repo(str(settings().data), config=_config(settings().data / ".dvc" / "site")) as repo:
-            added = repo.add(str(raw_folder()))[0].outs[0]
-            repo.push()
+            before = _tracked(settings().data / "raw.dvc")
+            added = repo.add(str(raw_folder()), relink=False)[0].outs[0]
+            _push(repo, added.obj, before)
         newest = max(as_of, newest_as_of() or as_of)
     return _recorded(
         SnapshotRef(
@@ -65,7 +69,8 @@ def snapshot(as_of: datetime) -> SnapshotRef:
 def restore(ref: SnapshotRef, folder: Path | None = None) -> Path:
     """Brings exactly this version into a folder of its own, from the cache or else from the remote.
 
-    A folder appears whole, by one rename, or not at all; one that is there already is used as it is. Any number of runs may do it at once.
+    A folder appears whole, by one rename, or not at all; one that is there already is used as it is. Any number of runs may do it
+    at once.
 
     Args:
         folder: where to; default ``<var>/workspaces/<digest>``.
@@ -138,6 +143,31 @@ def pin(ref: SnapshotRef, root: Path = ROOT) -> Path:
     pinned = _pointer(ref, root / "pinned")
     (pinned.parent / ".gitignore").write_text("/raw\n")
     return pinned
+
+
+def _push(repo: Repo, tree: Tree, before: HashInfo | None) -> None:
+    """Sends what is new since the version before, and the listing last, so that a listing in the remote means all of it is.
+
+    DVC's own ``push`` compares each file of the directory with the remote: a cost per day that grows with history.
+    """
+    remote = repo.cloud.get_remote_odb(command="push")
+    if remote.exists(tree.hash_info.value):
+        return
+    known: set[HashInfo] = set()
+    if before is not None and remote.exists(before.value) and repo.cache.local.exists(before.value):
+        known = {entry for _, _, entry in Tree.load(repo.cache.local, before)}
+    files = repo.cloud.push({entry for _, _, entry in tree} - known)
+    failed = files.failed or repo.cloud.push({tree.hash_info}).failed
+    if failed:
+        raise SnapshotError(
+            f"{len(failed)} of {len(tree)} files were not taken by the remote {settings().dvc_remote}",
+            "check that EVERGREEN_DVC_REMOTE answers, and the space there",
+        )
+
+
+def _tracked(pointer: Path) -> HashInfo | None:
+    """The version that a ``.dvc`` file names."""
+    return HashInfo("md5", yaml.safe_load(pointer.read_text())["outs"][0]["md5"]) if pointer.exists() else None
 
 
 def _portable(url: str, root: Path) -> str:

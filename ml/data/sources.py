@@ -1,10 +1,10 @@
 """Where rows come from: one protocol, four kinds, one contract suite (``tests/contracts/test_sources.py``).
 
-| kind | options in params.yaml |
-|---|---|
-| ``nycflights`` | ``file``: a data file of the installed package |
-| ``parquet``, ``csv`` | ``path``: file, folder or glob, any fsspec URL; with ``{day}`` in it, one file per data day and only the interval's are opened |
-| ``sql`` | ``url_env``: name of the environment variable that holds the SQLAlchemy URL; ``table`` (and ``time_column``), or ``query`` |
+- ``nycflights``: ``file``, a data file of the installed package.
+- ``parquet``, ``csv``: ``path``, a file, folder or glob, any fsspec URL. With ``{day}`` in it there is one file per data day, and
+  only the interval's are opened.
+- ``sql``: ``url_env``, the environment variable that holds the SQLAlchemy URL (the only place for a password); and ``table`` with
+  ``time_column``, or ``query``.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ class CsvSource(FileSource):
 class SqlSource:
     """Any database that SQLAlchemy speaks to.
 
-    With ``table``, rows are asked for by `time_column` (or the event time itself, where that is a plain column), a day wider on both
-    sides, and cut exactly afterwards. With ``query``, use ``:start`` and ``:end`` in it to have the interval pushed down.
+    With ``table``, rows are asked for by `time_column` (or the event time itself, where that is a plain column), a day wider on
+    both sides, and cut exactly afterwards. With ``query``, use ``:start`` and ``:end`` in it to have the interval pushed down.
     """
 
     def __init__(self, url_env: str, table: str | None = None, query: str | None = None, time_column: str | None = None) -> None:
@@ -215,7 +215,7 @@ class SqlSource:
         wanted = self.time_column or spec.event_time
         if spec.event_time and wanted in reflected.columns:
             time, day = reflected.columns[wanted], timedelta(days=1)
-            statement = statement.where(time >= max(start, datetime.min + day) - day, time < min(end, datetime.max - day) + day)
+            statement = statement.where(time >= start - day, time < end + day)
         return statement, {}
 
 

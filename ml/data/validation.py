@@ -1,6 +1,7 @@
-"""Validation with Great Expectations: suites and checkpoints are files in ``great_expectations/``, the runtime context is made in memory.
+"""Validation with Great Expectations: suites and checkpoints are files in ``great_expectations/``, its context lives in memory.
 
-The files are the truth and are never written; results are kept as JSON below ``<var>/gx/results``, and Data Docs are built from those, later.
+The files are the truth and are never written; results are kept as JSON below ``<var>/gx/results``, and Data Docs are built from
+those, later.
 Severity ``critical`` (the default) quarantines and fails; ``warning`` and ``info`` are reported and the rows kept.
 """
 
@@ -16,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import great_expectations as gx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -27,6 +27,7 @@ from great_expectations.data_context import EphemeralDataContext
 from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier, ValidationResultIdentifier
 
+import great_expectations as gx
 from ml.config import ROOT, load_params, settings
 from ml.data.landed import publish, read_rows
 from ml.data.landing import staged
@@ -44,8 +45,8 @@ LONG = ("unexpected_list", "unexpected_index_list", "unexpected_index_query")  #
 def validate(landing: LandingRef) -> ValidationRef:
     """Runs the ``landing`` checkpoint over what is staged, publishes what is good, and puts what is not into quarantine.
 
-    Rows that break a rule are taken out; a day where they are more than `landing.max_bad_row_share`, or whose table breaks a rule as a
-    whole, goes to quarantine whole. Running it again has the same effect.
+    Rows that break a rule are taken out; a day where they are more than `landing.max_bad_row_share`, or whose table breaks a rule
+    as a whole, goes to quarantine whole. Running it again has the same effect.
 
     Raises:
         DataQualityError: some rule was broken. Good rows and days are published all the same.
