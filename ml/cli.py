@@ -166,6 +166,19 @@ def ledger(kind: str | None = None) -> None:
 
 
 @app.command()
+def serve() -> None:
+    """Answers predictions over HTTP by the deployed champion, until it is stopped; follows the deployment manifest.
+
+    \b
+    Example:
+      EVERGREEN_SERVING_PORT=3100 evergreen serve
+    """
+    from ml.serving.app import serve as run
+
+    run(settings().host, settings().serving_port)
+
+
+@app.command()
 def config() -> None:
     """Prints every EVERGREEN_* variable with its value and meaning, and checks params.yaml.
 
