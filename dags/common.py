@@ -173,7 +173,7 @@ def step() -> Iterator[None]:
 
     ``NothingToDo`` → skipped; an `EvergreenError` that another try cannot cure → failed at once; anything else → retried.
     """
-    started, outcome = time.perf_counter(), "failed"
+    began, started, outcome = time.time(), time.perf_counter(), "failed"
     try:
         yield
         outcome = "success"
@@ -185,7 +185,7 @@ def step() -> Iterator[None]:
             raise
         raise AirflowFailException(str(error)) from error
     finally:
-        _note(outcome, time.perf_counter() - started)
+        _note(outcome, began, time.perf_counter() - started)
 
 
 def curable(error: EvergreenError) -> bool:
@@ -196,7 +196,7 @@ def curable(error: EvergreenError) -> bool:
     )
 
 
-def _note(outcome: str, seconds: float) -> None:
+def _note(outcome: str, began: float, seconds: float) -> None:
     """One line in ``<var>/steps.jsonl``: wall time of the step without Airflow's share. One write, so lines never mix."""
     instance: Any = get_current_context()["ti"]
     line = {
@@ -206,6 +206,7 @@ def _note(outcome: str, seconds: float) -> None:
         "map_index": instance.map_index,
         "try": instance.try_number,
         "outcome": outcome,
+        "began": round(began, 3),
         "seconds": round(seconds, 3),
     }
     path = settings().var / "steps.jsonl"

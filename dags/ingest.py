@@ -58,19 +58,20 @@ def ingest() -> None:
             return steps.snapshot(occasion(hour=2).as_of).to_xcom()
 
     @task(trigger_rule=TriggerRule.ALL_DONE)
-    def data_docs(validation: Json | None) -> str:
+    def data_docs(landing: Json | None) -> str:
         from ml import steps
         from ml.errors import NothingToDo
-        from ml.refs import ValidationRef
 
         with step():
-            if validation is None:
-                raise NothingToDo("nothing was validated")
-            return steps.data_docs(ValidationRef.model_validate(validation))
+            if landing is None:
+                raise NothingToDo("nothing was landed")
+            from ml.data.validation import stored  # a validation that failed returns nothing, and its pages matter most
 
-    validated = validate(land())
-    validated >> snapshot()
-    data_docs(validated)
+            return steps.data_docs(stored("landing", landing["key"]))
+
+    landed = land()
+    validated = validate(landed)
+    validated >> [snapshot(), data_docs(landed)]
 
 
 ingest()

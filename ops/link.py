@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     (Path(sysconfig.get_path("purelib")) / "evergreen.pth").write_text(f"{ROOT}\n")
     command = Path(sys.executable).parent / "evergreen"
-    command.write_text(f"#!{sys.executable}\nfrom ml.cli import app\n\napp()\n")
+    command.write_text(f"#!{sys.executable}\nfrom ml.cli import main\n\nmain()\n")
     command.chmod(0o755)
 
 

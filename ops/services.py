@@ -64,8 +64,8 @@ def services(where: Settings | None = None) -> list[Service]:
             "mlflow",
             where.mlflow_port,
             "EVERGREEN_MLFLOW_PORT",
-            [str(environment.BIN / "mlflow"), "server", "--backend-store-uri", where.mlflow, "--host", where.host]
-            + ["--port", str(where.mlflow_port), "--workers", "1"],
+            f"mlflow server --workers 1 --host {where.host} --port {where.mlflow_port} --backend-store-uri".split()
+            + [where.mlflow],
             environment.mlflow(where),
             lambda: fetch(url["mlflow"] + "/health") is not None,
             _init_mlflow,
@@ -74,7 +74,7 @@ def services(where: Settings | None = None) -> list[Service]:
             "serving",
             where.serving_port,
             "EVERGREEN_SERVING_PORT",
-            [sys.executable, "-c", "from ml.cli import app; app()", "serve"],
+            [sys.executable, "-c", "from ml.cli import main; main()", "serve"],
             environment.common(),
             lambda: fetch(url["serving"] + "/livez") is not None,
         ),
@@ -139,9 +139,10 @@ def status() -> bool:
 def summary() -> str:
     """Addresses, and how to log in."""
     where = settings()
+    login = f"user {environment.USER}, password {environment.password(where)}"
     return "\n".join(
         [
-            f"  Airflow     http://{where.host}:{where.airflow_port}   user {environment.USER}, password {environment.password(where)}",
+            f"  Airflow     http://{where.host}:{where.airflow_port}   {login}",
             f"  MLflow      http://{where.host}:{where.mlflow_port}",
             f"  Predictions http://{where.host}:{where.serving_port}/docs",
             "  Stop with   make down",
@@ -156,7 +157,7 @@ class PortInUseError(EvergreenError):
 def fetch(url: str) -> bytes | None:
     """The body of a GET that answered 200 within two seconds, else None."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - http on loopback
+        with urllib.request.urlopen(url, timeout=2) as answer:
             return bytes(answer.read())
     except (urllib.error.URLError, OSError):
         return None
