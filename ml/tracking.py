@@ -29,8 +29,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
 from ml import ledger
-from ml.config import settings
+from ml.config import load_params, settings
 from ml.errors import NotFoundError
+from ml.refs import VersionRef
 
 KEY = "evergreen.key"
 
@@ -162,6 +163,30 @@ def tags(name: str, version: str) -> dict[str, str]:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise NotFoundError(f"model {name!r} has no version {version!r}", "list the versions in the registry") from None
         raise
+
+
+def version_ref(version: str, name: str | None = None) -> VersionRef:
+    """The reference of a registered version, from its tags.
+
+    Args:
+        name: registered model; that of params.yaml when omitted.
+
+    Raises:
+        NotFoundError: there is no such version, or it was not registered by `register`.
+    """
+    name = name or load_params().problem.name
+    found = tags(name, version)
+    if missing := {"bundle", "model", "verdict", "backfill"} - found.keys():
+        what = f"version {version} of {name!r} has no tag {', '.join(sorted(missing))}"
+        raise NotFoundError(what, "release a version that the train pipeline registered")
+    return VersionRef(
+        version=version,
+        bundle=found["bundle"],
+        model=found["model"],
+        verdict=found["verdict"],
+        backfill=found["backfill"] == "true",
+        run_id=str(_client().get_model_version(name, version).run_id),
+    )
 
 
 def set_tags(name: str, version: str, tags: Mapping[str, str]) -> None:

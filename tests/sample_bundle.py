@@ -14,11 +14,11 @@ from ml.config import load_params
 from ml.features.definitions import load_module
 from ml.features.online import Assembler, OnlineStore
 from ml.packaging.bundle import Bundle, Example, build
-from ml.training.climatology import Climatology
 from ml.serving.answering import NO_STORE, Serving, _params
 from ml.serving.manifest import Deployed
 from ml.serving.predictor import Predictor
 from ml.serving.schema import RequestSchema
+from ml.training.climatology import Climatology
 
 REQUEST: dict[str, Any] = {
     "carrier": "UA",
@@ -38,13 +38,17 @@ ENTITY_ID = "UA-1545-EWR-20130418T1015"
 RATE_EWR_6 = 0.21
 
 
-def graph(bias: float, numeric: int, text: int) -> bytes:
-    """sigmoid(bias + 0.001 · Σ numeric + 0.1 · [any text is EWR]); NaN counts as zero. Same inputs and output as the shipped graph."""
+def graph(bias: float, numeric: int, text: int, unknown: float = 0.0) -> bytes:
+    """sigmoid(bias + 0.001 · Σ numeric + Σ code(text)); NaN counts as zero. Same inputs and output as the shipped graph.
+
+    Code is 0.1 for EWR, 0 for what else REQUEST holds, `unknown` for the rest: NaN there makes a model that fails on some rows.
+    """
     nodes = [
         helper.make_node("IsNaN", ["numeric"], ["nan"]),
         helper.make_node("Where", ["nan", "zero", "numeric"], ["filled"]),
         helper.make_node("MatMul", ["filled", "weights"], ["score"]),
-        helper.make_node("LabelEncoder", ["text"], ["codes"], domain="ai.onnx.ml", keys_strings=["EWR"], values_floats=[0.1], default_float=0.0),
+        helper.make_node("LabelEncoder", ["text"], ["codes"], domain="ai.onnx.ml", keys_strings=["EWR", "UA", "IAH"],
+                         values_floats=[0.1, 0.0, 0.0], default_float=unknown),
         helper.make_node("ReduceSum", ["codes", "axis"], ["coded"], keepdims=1),
         helper.make_node("Add", ["score", "coded"], ["sum"]),
         helper.make_node("Add", ["sum", "bias"], ["logit"]),

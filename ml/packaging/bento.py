@@ -28,6 +28,7 @@ import ml
 from ml import store
 from ml.config import settings
 from ml.errors import EvergreenError
+from ml.packaging.bundle import Bundle
 
 REQUIREMENTS = (
     *("bentoml", "duckdb", "fastapi", "fsspec", "holidays", "numpy", "onnxruntime", "prometheus-client", "pyarrow"),
@@ -66,7 +67,8 @@ class BentoError(EvergreenError):
 def build_bento(bundle: bytes, name: str, labels: Mapping[str, str]) -> tuple[str, bytes]:
     """Builds a Bento that serves `bundle`, and nothing else.
 
-    The tag is made from the bundle and the serving code, so building again gives the same tag.
+    The tag is made from the bundle and the serving code, so building again gives the same tag. The archive is kept in the store,
+    where `archive_of` finds it.
 
     Args:
         bundle: archive made by `ml.packaging.bundle.build`.
@@ -99,7 +101,22 @@ def build_bento(bundle: bytes, name: str, labels: Mapping[str, str]) -> tuple[st
         if done.returncode != 0 or not archive.exists():
             lines = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
             raise BentoError(f"building {tag} failed with exit code {done.returncode}: {lines}", "mend what BentoML names")
-        return tag, archive.read_bytes()
+        exported = archive.read_bytes()
+    store.remember(f"bento-{store.sha256(bundle)}", store.put(exported))
+    return tag, exported
+
+
+def archive_of(digest: str) -> bytes:
+    """The Bento of the bundle with this digest: as it was built, or built again where that is gone.
+
+    Raises:
+        NotFoundError: there is no such bundle in the store.
+        BentoError: it has to be built, and cannot.
+    """
+    if (built := store.recall(f"bento-{digest}")) is not None:
+        return store.get(built)
+    bundle = store.get(digest)
+    return build_bento(bundle, Bundle.from_bytes(bundle).card.name, {})[1]
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ class Follower:
         while True:
             try:
                 self.look()
-            except Exception as error:  # noqa: BLE001  the thread must live: a database that is away comes back
+            except Exception as error:
                 self._target.refuse(f"the manifest cannot be read: {type(error).__name__}: {error}")
             if self._stopping.wait(POLL_SECONDS):
                 return
@@ -82,7 +82,7 @@ class Follower:
         try:
             self._target.swap(load(wanted.champion, wanted.version))
             self._settled = wanted.version
-        except Exception as error:  # noqa: BLE001  a bad bundle can fail in any way; it is refused, and the old one serves on
+        except Exception as error:
             if self._target.serving is None and wanted.previous is not None:
                 self._rescue(wanted.previous, wanted.version)
             self._target.refuse(f"version {wanted.champion.version} of manifest {wanted.version}: {error}")

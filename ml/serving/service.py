@@ -67,7 +67,8 @@ class Service:
 
     def swap(self, serving: Serving) -> None:
         """Takes a loaded and probed model into service, atomically; requests that hold the old one finish with it."""
-        self.serving, self.problem = serving, ""
+        self.problem = ""  # before the pointer: replacing that frees the old session, which lets other threads in
+        self.serving = serving
         self.telemetry.swaps.inc()
         self.telemetry.manifest.set(serving.manifest_version)
         logger.info(

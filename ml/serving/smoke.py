@@ -10,15 +10,24 @@ from collections.abc import Iterator
 from typing import Any
 
 from ml.config import settings
-from ml.packaging.bento import BentoError, boot
+from ml.packaging.bento import BentoError, archive_of, boot
 from ml.packaging.bundle import Bundle
-from ml.refs import Check, Decision
+from ml.refs import Check, Decision, VersionRef
 from ml.serving.predictor import PROBE_TOLERANCE
 
 SANDBOX = {"EVERGREEN_SANDBOX": "1"}
 
 
-def smoke(archive: bytes, bundle: Bundle) -> Decision:
+def smoke(version: VersionRef) -> Decision:
+    """Smoke test of a registered version: its Bento from the store, or built again where that is gone.
+
+    Raises:
+        NotFoundError, IntegrityError: its bundle is not in the store, or damaged.
+    """
+    return smoke_bento(archive_of(version.bundle), Bundle.load(version.bundle))
+
+
+def smoke_bento(archive: bytes, bundle: Bundle) -> Decision:
     """Boots a Bento in a sandbox and asks it the recorded examples.
 
     Online features have moved since the examples were recorded, so parity is asked on the recorded feature values (``/parity``),

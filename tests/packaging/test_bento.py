@@ -1,0 +1,102 @@
+"""The Bento: built without network, runs from the archive alone, leaves nothing behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ml import store
+from ml.packaging import bento
+from ml.packaging.bento import BentoError, archive_of, boot, build_bento
+from ml.packaging.bundle import Bundle
+from ml.refs import VersionRef
+from ml.serving.smoke import smoke, smoke_bento
+from tests.sample_bundle import ENTITY_ID, REQUEST, sample_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle() -> bytes:
+    return sample_bundle()
+
+
+@pytest.fixture(scope="module")
+def built(bundle: bytes, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("EVERGREEN_VAR", str(tmp_path_factory.mktemp("bento")))
+        bento.settings.cache_clear()
+        made = build_bento(bundle, "flight_delay", {"model": "abc"})
+    bento.settings.cache_clear()
+    return made
+
+
+def test_build__archive__holds_bundle_code_and_pinned_requirements(bundle: bytes, built: tuple[str, bytes]) -> None:
+    tag, archive = built
+    with tarfile.open(fileobj=io.BytesIO(archive)) as members:
+        files = {member.name.removeprefix("./"): member for member in members.getmembers()}
+        requirements = members.extractfile(files["env/python/requirements.txt"]).read().decode().splitlines()  # type: ignore[union-attr]
+        (packed,) = [name for name in files if name.endswith("bundle.tar")]
+        assert members.extractfile(files[packed]).read() == bundle  # type: ignore[union-attr]
+    assert tag.startswith("flight_delay:")
+    assert "src/ml/serving/app.py" in files
+    assert not [name for name in files if "__pycache__" in name or name.endswith(".pyc")]
+    assert f"onnxruntime=={version('onnxruntime')}" in requirements
+    assert not [line for line in requirements if "==" not in line and line.strip()]
+
+
+def test_boot__real_requests__answered_and_nothing_left_behind(bundle: bytes, built: tuple[str, bytes], workspace: Path) -> None:
+    with boot(built[1]) as base_url, httpx.Client(base_url=base_url) as client:
+        assert client.get("/livez").status_code == 200
+        answer = client.post("/predict", json=REQUEST).json()
+        assert (answer["entity_id"], answer["model_version"]) == (ENTITY_ID, store.sha256(bundle)[:12])
+        assert answer["probability"] == Bundle.from_bytes(bundle).examples[0].probability
+        assert client.post("/predict", json={"colour": 1}).status_code == 422
+        assert "evergreen_request_seconds_count 2.0" in client.get("/metrics").text
+        assert client.post("/parity", json=[{}]).status_code == 404  # only in a sandbox
+        port = base_url.rsplit(":", 1)[1]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(base_url + "/livez")
+    processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert f"--port {port}" not in processes and f":{port}" not in processes
+
+
+def test_boot__no_bundle_inside__error_with_the_last_lines(built: tuple[str, bytes], workspace: Path) -> None:
+    broken = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(built[1])) as members, tarfile.open(fileobj=broken, mode="w") as copy:
+        for member in members.getmembers():
+            if not member.name.endswith("bundle.tar"):
+                copy.addfile(member, members.extractfile(member) if member.isreg() else None)
+    with pytest.raises(BentoError, match=r"bundle\.tar"), boot(broken.getvalue()):
+        pytest.fail("it must not start")
+
+
+def test_build__bundle_without_a_good_service__error_names_the_cause(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bento, "_SERVICE", "raise RuntimeError('no such service')")
+    with pytest.raises(BentoError, match="no such service"):
+        build_bento(b"bundle", "flight_delay", {})
+
+
+def test_smoke__the_bento_of_the_version__passes_every_check(bundle: bytes, built: tuple[str, bytes], workspace: Path) -> None:
+    digest = store.put(bundle)
+    store.remember(f"bento-{digest}", store.put(built[1]))
+    assert archive_of(digest) == built[1]
+    ref = VersionRef(version="1", bundle=digest, model="m", verdict="promote", backfill=False, run_id="r")
+    decision = smoke(ref)
+    assert decision.passed, decision.model_dump_json(indent=1)
+    assert (decision.verdict, [check.name for check in decision.checks]) == (
+        "pass",
+        ["boots", "bundle", "parity", "answers", "refuses"],
+    )
+
+
+def test_smoke__bento_of_another_bundle__fails_on_bundle_and_parity(built: tuple[str, bytes], workspace: Path) -> None:
+    decision = smoke_bento(built[1], Bundle.from_bytes(sample_bundle(bias=1.0)))
+    failed = {check.name for check in decision.checks if not check.passed}
+    assert (decision.verdict, failed) == ("fail", {"bundle", "parity"})
+    assert json.loads(decision.model_dump_json())["reason"].startswith("bundle: serves ")

@@ -1,0 +1,57 @@
+"""A real service on a real socket."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from ml.serving import follower
+from ml.serving.app import create_app
+
+Serve = Callable[[], contextlib.AbstractContextManager[httpx.Client]]
+
+
+@pytest.fixture
+def serve(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Starts the service that follows the manifest; gives a client of it."""
+    monkeypatch.setattr(follower, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(follower, "RETRY_SECONDS", 0.3)
+
+    @contextlib.contextmanager
+    def started() -> Iterator[httpx.Client]:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            server = uvicorn.Server(uvicorn.Config(create_app(), log_level="warning", access_log=False))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            thread.start()
+            try:
+                with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=10) as client:
+                    eventually(lambda: server.started)
+                    yield client
+            finally:
+                server.should_exit = True
+                thread.join()
+
+    return started
+
+
+def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Waits until `check` gives something true, and returns it."""
+    deadline = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < deadline, f"not true within {seconds} s"
+        time.sleep(0.01)
+    return found
+
+
+def serves(client: httpx.Client, version: str) -> bool:
+    return bool(client.get("/metadata").json()["model_version"] == version)
