@@ -269,7 +269,7 @@ def _array(table: str, column: str, values: list[Any], where: str) -> pa.Array:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         kinds = [type(value).__name__ for value in values if value is not None]
-        usual = max(set(kinds), key=kinds.count)
+        usual = max(sorted(set(kinds), key=lambda kind: (kind == "str", kind)), key=kinds.count)  # of equals, text is the odd one
         odd = [repr(value) for value in values if value is not None and type(value).__name__ != usual][:3]
         raise SourceError(
             f"table '{table}', column '{column}' in {where}: found {', '.join(sorted(set(kinds)))} mixed, e.g. {'; '.join(odd)} "
