@@ -50,9 +50,8 @@ def _requests(story: Story) -> list[str]:
 
 def _serving(story: Story) -> list[str]:
     promoted = latest("promotion")
-    return [
-        f"Serving now: {promoted.subject}, champion since {promoted.as_of:%-d %B %Y %H:%M} (data time); {story.answers:,} HTTP predictions"
-    ]
+    since = f"champion since {promoted.as_of:%-d %B %Y %H:%M} (data time)"
+    return [f"Serving now: {promoted.subject}, {since}; {story.answers:,} HTTP predictions"]
 
 
 def _times(story: Story) -> list[str]:

@@ -56,7 +56,7 @@ def services(where: Settings | None = None) -> list[Service]:
             "airflow",
             where.airflow_port,
             "EVERGREEN_AIRFLOW_PORT",
-            ["airflow", "standalone"],
+            _command("airflow standalone"),
             environment.airflow(where),
             lambda: _all_healthy(fetch(url["airflow"] + "/api/v2/monitor/health")),
         ),
@@ -64,8 +64,9 @@ def services(where: Settings | None = None) -> list[Service]:
             "mlflow",
             where.mlflow_port,
             "EVERGREEN_MLFLOW_PORT",
-            f"mlflow server --workers 1 --host {where.host} --port {where.mlflow_port} --backend-store-uri".split()
-            + [where.mlflow],
+            _command(
+                f"mlflow server --workers 1 --host {where.host} --port {where.mlflow_port} --backend-store-uri", where.mlflow
+            ),
             environment.mlflow(where),
             lambda: fetch(url["mlflow"] + "/health") is not None,
             _init_mlflow,
@@ -148,6 +149,10 @@ def summary() -> str:
             "  Stop with   make down",
         ]
     )
+
+
+def _command(words: str, *more: str) -> list[str]:
+    return [*words.split(), *more]
 
 
 class PortInUseError(EvergreenError):
