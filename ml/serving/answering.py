@@ -101,7 +101,7 @@ class Serving:
         return answers, entries
 
     def _assemble(self, store: OnlineStore, rows: Sequence[Mapping[str, Any]]) -> Assembled:
-        """Features from the online store; when that fails, from the declared defaults; when that fails too, the row is at fault."""
+        """Features from the online store, else from the declared defaults; when that fails too, the row is at fault."""
         try:
             return self.assembler.assemble(store, rows)
         except Exception:
@@ -127,8 +127,9 @@ class Serving:
 def _params(bundle: Bundle) -> Params:
     """The sections of params.yaml that the bundle carries: what features need, as they were when the model was trained."""
     stored = bundle.card.params
-    return Params.model_construct(
-        problem=Problem.model_validate(stored["problem"]),
-        tables={name: Table.model_validate(table) for name, table in stored["tables"].items()},
-        features=Features.model_validate(stored["features"]),
-    )
+    sections: dict[str, Any] = {
+        "problem": Problem.model_validate(stored["problem"]),
+        "tables": {name: Table.model_validate(table) for name, table in stored["tables"].items()},
+        "features": Features.model_validate(stored["features"]),
+    }
+    return Params.model_construct(**sections)

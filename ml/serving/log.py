@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
         ("features", pa.string()),
     ]
 )
-"""Columns of `read_online`; `features` holds the values as served, as a JSON object (which features there are differs by model)."""
+"""Columns of `read_online`; `features` holds the values as served, as a JSON object (which there are differs by model)."""
 
 logger = logging.getLogger(__name__)
 

@@ -52,7 +52,7 @@ def test_from_files__other_model_than_the_card_names__refused() -> None:
 def test_from_files__member_missing__is_named() -> None:
     files = store.unpack(sample_bundle())
     del files["profile.json"]
-    with pytest.raises(IntegrityError, match="bundle without profile.json"):
+    with pytest.raises(IntegrityError, match=r"bundle without profile\.json"):
         Bundle.from_files(files)
 
 
