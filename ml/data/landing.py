@@ -82,11 +82,8 @@ def staged(landing: LandingRef) -> dict[str, dict[str, Path]]:
     folder = settings().data / "staging" / landing.key
     if not folder.is_dir():
         raise SourceError(f"nothing is staged under {folder}", "land the interval again")
-    return {
-        table: {path.stem: path for path in sorted((folder / table).glob("*.parquet"))}
-        for table in load_params().tables
-        if (folder / table).is_dir()
-    }
+    found = {table: {path.stem: path for path in sorted((folder / table).glob("*.parquet"))} for table in load_params().tables}
+    return {table: files for table, files in found.items() if files}
 
 
 def quarantine_folder(table: str, key: str) -> Path:

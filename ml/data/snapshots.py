@@ -148,7 +148,8 @@ def pin(ref: SnapshotRef, root: Path = ROOT) -> Path:
 def _push(repo: Repo, tree: Tree, before: HashInfo | None) -> None:
     """Sends what is new since the version before, and the listing last, so that a listing in the remote means all of it is.
 
-    DVC's own ``push`` compares each file of the directory with the remote: a cost per day that grows with history.
+    DVC's own ``push`` compares each file of the directory with the remote, a cost per day that grows with history; and trusts a local
+    index of the remote, which is wrong when the remote was emptied.
     """
     remote = repo.cloud.get_remote_odb(command="push")
     if remote.exists(tree.hash_info.value):
@@ -156,8 +157,9 @@ def _push(repo: Repo, tree: Tree, before: HashInfo | None) -> None:
     known: set[HashInfo] = set()
     if before is not None and remote.exists(before.value) and repo.cache.local.exists(before.value):
         known = {entry for _, _, entry in Tree.load(repo.cache.local, before)}
-    files = repo.cloud.push({entry for _, _, entry in tree} - known)
-    failed = files.failed or repo.cloud.push({tree.hash_info}).failed
+    files = {entry for _, _, entry in tree} - known
+    failed = repo.cloud.transfer(repo.cache.local, remote, files).failed
+    failed = failed or repo.cloud.transfer(repo.cache.local, remote, {tree.hash_info}).failed
     if failed:
         raise SnapshotError(
             f"{len(failed)} of {len(tree)} files were not taken by the remote {settings().dvc_remote}",
