@@ -63,6 +63,13 @@ def engine(url: str | None = None) -> sa.Engine:
 
 def create_missing(made: sa.Engine) -> None:
     """Creates the tables of `metadata` that are not there; unlike ``create_all``, two processes may do it at the same time."""
+    try:
+        _create_tables(made)
+    except (sa.exc.IntegrityError, sa.exc.ProgrammingError):  # PostgreSQL: IF NOT EXISTS itself can lose a race
+        _create_tables(made)
+
+
+def _create_tables(made: sa.Engine) -> None:
     with made.begin() as connection:
         for table in metadata.sorted_tables:
             connection.execute(sa.schema.CreateTable(table, if_not_exists=True))

@@ -154,17 +154,19 @@ def read_online(start: datetime, end: datetime, source: Path | None = None) -> p
         Columns of `SCHEMA`; no rows when nothing was logged.
     """
     segments = sorted((source or folder()).glob("*.jsonl"))
-    chosen = [entry for path in segments for entry in _entries(path) if start <= entry["event_time"] < end]
+    chosen = [entry for path in segments for entry in _entries(path, start, end)]
     return pa.Table.from_pylist(chosen, SCHEMA).sort_by([("event_time", "ascending"), ("logged_at", "ascending")])
 
 
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
+def _entries(path: Path, start: datetime, end: datetime) -> Iterator[dict[str, Any]]:
     with path.open("rb") as lines:
         for line in lines:
             try:
                 entry = json.loads(line)
             except ValueError:
                 logger.warning("prediction log: torn line in %s left out", path.name)
+                continue
+            if not start <= datetime.fromisoformat(entry["event_time"]) < end:
                 continue
             for name in ("event_time", "prediction_time", "logged_at", "tick"):
                 entry[name] = None if entry[name] is None else datetime.fromisoformat(entry[name])

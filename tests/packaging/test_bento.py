@@ -20,6 +20,8 @@ from ml.refs import VersionRef
 from ml.serving.smoke import smoke, smoke_bento
 from tests.sample_bundle import ENTITY_ID, REQUEST, sample_bundle
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module")
 def bundle() -> bytes:
@@ -66,13 +68,16 @@ def test_boot__real_requests__answered_and_nothing_left_behind(bundle: bytes, bu
     assert f"--port {port}" not in processes and f":{port}" not in processes
 
 
-def test_boot__no_bundle_inside__error_with_the_last_lines(built: tuple[str, bytes], workspace: Path) -> None:
-    broken = io.BytesIO()
+def test_boot__packed_code_is_broken__error_with_its_last_lines(built: tuple[str, bytes], workspace: Path) -> None:
+    broken = io.BytesIO()  # that it fails proves that the packed code runs, and not this working tree's
     with tarfile.open(fileobj=io.BytesIO(built[1])) as members, tarfile.open(fileobj=broken, mode="w") as copy:
         for member in members.getmembers():
-            if not member.name.endswith("bundle.tar"):
-                copy.addfile(member, members.extractfile(member) if member.isreg() else None)
-    with pytest.raises(BentoError, match=r"bundle\.tar"), boot(broken.getvalue()):
+            content = members.extractfile(member).read() if member.isreg() else b""  # type: ignore[union-attr]
+            if member.name.endswith("src/ml/serving/app.py"):
+                content = b"raise RuntimeError('the packed code')"
+            member.size = len(content)
+            copy.addfile(member, io.BytesIO(content))
+    with pytest.raises(BentoError, match="the packed code"), boot(broken.getvalue()):
         pytest.fail("it must not start")
 
 

@@ -52,6 +52,13 @@ def test_promote__retried_after_a_later_promotion__does_not_roll_back(workspace:
     assert manifest.current_version() == 2
 
 
+def test_publish__repeated_after_a_later_change__answers_what_it_wrote(workspace: Path) -> None:
+    first = promote("1", "a")
+    promote("2", "b")
+    assert manifest.publish(first, 0) == first
+    assert manifest.current_version() == 2
+
+
 def test_promote__key_used_for_another_champion__refused(workspace: Path) -> None:
     promote("1", "a")
     with pytest.raises(StaleWriteError, match="key 'a' already deployed"):

@@ -22,6 +22,8 @@ from tests.serving.conftest import eventually
 
 ROWS = 40
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture
 def service(workspace: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
