@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def split(
     return good, passed
 
 
-def raise_for(broken: list[Broken], rows: dict[str, pd.DataFrame], where: Path, cure: str = "") -> None:
+def raise_for(broken: list[Broken], rows: dict[str, pd.DataFrame], where: Callable[[str], Path], cure: str = "") -> None:
     """Raises for the worst of the critical rules, with up to three more; logs the others."""
     for one in broken:
         if one.severity != "critical":
@@ -90,10 +90,11 @@ def raise_for(broken: list[Broken], rows: dict[str, pd.DataFrame], where: Path, 
         count, examples, rule = len(found), [], f"{worst.rule}: {worst.detail}"
     else:
         count, examples, rule = len(worst.rows), row_ids(worst.table, found.iloc[worst.rows[:3]]), worst.rule
-    error = DataQualityError.from_parts(worst.table, worst.column, rule, count, examples, str(where))
+    place = where(worst.table)
+    error = DataQualityError.from_parts(worst.table, worst.column, rule, count, examples, str(place))
     more = [f"{one.table}.{one.column or '*'} {one.rule} ({one.detail})" for one in critical if one is not worst]
     rest = f"; and {len(more)} more: {'; '.join(more[:3])}" if more else ""
-    raise DataQualityError(error.what + rest, f"look at {where}; {cure}" if cure else error.cure)
+    raise DataQualityError(error.what + rest, f"look at {place}; {cure}" if cure else error.cure)
 
 
 def row_ids(table: str, rows: pd.DataFrame) -> list[str]:

@@ -148,8 +148,8 @@ def pin(ref: SnapshotRef, root: Path = ROOT) -> Path:
 def _push(repo: Repo, tree: Tree, before: HashInfo | None) -> None:
     """Sends what is new since the version before, and the listing last, so that a listing in the remote means all of it is.
 
-    DVC's own ``push`` compares each file of the directory with the remote, a cost per day that grows with history; and trusts a local
-    index of the remote, which is wrong when the remote was emptied.
+    DVC's own ``push`` compares each file of the directory with the remote, a cost per day that grows with history; and it trusts
+    a local index of the remote, which is wrong when the remote was emptied.
     """
     remote = repo.cloud.get_remote_odb(command="push")
     if remote.exists(tree.hash_info.value):

@@ -30,7 +30,7 @@ from great_expectations.data_context.types.resource_identifiers import Expectati
 import great_expectations as gx
 from ml.config import ROOT, load_params, settings
 from ml.data.landed import publish, read_rows
-from ml.data.landing import staged
+from ml.data.landing import quarantine_folder, staged
 from ml.data.quality import Broken, but_one_copy, raise_for, split
 from ml.errors import ConfigError, NotFoundError
 from ml.refs import LandingRef, ValidationRef
@@ -65,9 +65,8 @@ def validate(landing: LandingRef) -> ValidationRef:
     for table, day in ((t, d) for t, outcomes in published.items() for d, outcome in outcomes.items() if outcome == "stale"):
         log.warning("%s of %s is landed with newer knowledge than %s: left as it is", day, table, landing.as_of)
     ref = _store("landing", landing.key, passed, results, broken, {"published": published})
-    raise_for(
-        broken, {table: rows.to_pandas() for table, rows in whole.items()} if broken else {}, settings().data / "quarantine"
-    )
+    frames = {table: rows.to_pandas() for table, rows in whole.items()} if broken else {}
+    raise_for(broken, frames, lambda table: quarantine_folder(table, landing.key))
     return ref
 
 
@@ -89,7 +88,7 @@ def validate_rows(checkpoint: str, rows: dict[str, pd.DataFrame], run_name: str)
         whole[table] = given.reset_index(drop=True).assign(**dict.fromkeys(absent, None))
     results, broken = _run(checkpoint, whole, run_name)
     ref = _store(checkpoint, run_name, {table: len(given) for table, given in whole.items()}, results, broken, {})
-    raise_for(broken, whole, Path(ref.results_uri), "land the days again that these rows come from, or mend the rule")
+    raise_for(broken, whole, lambda _: Path(ref.results_uri), "land the days again that these rows come from, or mend the rule")
     return ref
 
 

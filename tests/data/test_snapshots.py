@@ -89,7 +89,7 @@ def test_snapshot__never_promises_less_knowledge_than_is_in_it(delivery: Deliver
 
 
 def test_snapshot__of_nothing(workspace: Path) -> None:
-    with pytest.raises(SnapshotError, match="nothing is landed in .*raw\n.*land and validate an interval first"):
+    with pytest.raises(SnapshotError, match=r"nothing is landed in .*raw\n.*land and validate an interval first"):
         snapshot(NIGHT)
 
 
@@ -203,10 +203,10 @@ def test_find__after_the_content_went_back(delivery: Delivery) -> None:
 
 
 def test_find__nothing(delivery: Delivery) -> None:
-    with pytest.raises(NotFoundError, match="no snapshot covers 2013-01-03 02:00 .*none at all"):
+    with pytest.raises(NotFoundError, match=r"no snapshot covers 2013-01-03 02:00 .*none at all"):
         find(NIGHT)
     ingest(0)
-    with pytest.raises(NotFoundError, match="1 versions, 2013-01-02 to 2013-01-02.*\n.*run `ingest`"):
+    with pytest.raises(NotFoundError, match=r"1 versions, 2013-01-02 to 2013-01-02.*\n.*run `ingest`"):
         find(datetime(2012, 1, 1))
 
 
