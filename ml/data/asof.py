@@ -77,6 +77,11 @@ def must_have_time(table: str, spec: Table, rows: pa.Table, where: str) -> None:
         )
 
 
+def with_event(table: str, spec: Table, rows: pa.Table) -> pa.Table:
+    """The rows with their event time as a column ``__event``, ordered by it."""
+    return run(table, spec, f"SELECT *, {_event(spec)} AS __event FROM rows ORDER BY __event", {"rows": rows})
+
+
 def _event(spec: Table) -> str:
     return f"CAST(({spec.event_time}) AS TIMESTAMP)" if spec.event_time else "CAST(NULL AS TIMESTAMP)"
 

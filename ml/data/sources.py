@@ -27,8 +27,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from ml.config import Table, settings
-from ml.data.asof import in_interval, must_have_time
-from ml.data.query import parquet
+from ml.data.asof import in_interval, must_have_time, with_event
+from ml.data.query import literal, parquet
 from ml.data.schema import arrow_schema, typed
 from ml.errors import ConfigError, SourceError
 from ml.store import sha256
@@ -82,10 +82,13 @@ class PackageSource:
         self.file = file
 
     def read(self, table: str, spec: Table, start: datetime, end: datetime) -> pa.Table:
-        return in_interval(table, spec, start, end, parquet([self._parsed(table, spec)]))
+        copied = parquet([self._parsed(table, spec)])
+        if spec.event_time:  # the same cut on a stored column lets DuckDB skip all other row groups
+            copied = f"(SELECT * FROM {copied} WHERE __event >= {literal(start)} AND __event < {literal(end)})"
+        return in_interval(table, spec, start, end, copied)
 
     def _parsed(self, table: str, spec: Table) -> Path:
-        """A typed Parquet copy below ``<var>/cache``: parsing 336,776 rows of zipped CSV takes seconds, this milliseconds."""
+        """A typed Parquet copy below ``<var>/cache``, by event time: parsing the zipped CSV takes seconds, this milliseconds."""
         try:
             listed = metadata.files(self.package) or []
         except metadata.PackageNotFoundError:
@@ -97,7 +100,7 @@ class PackageSource:
                 f"package {self.package!r} has no file {self.file!r}; it has: {names}", f"mend tables.{table}.source.file"
             )
         version = found.hash.value[:12] if found.hash else metadata.version(self.package)
-        shape = sha256(json.dumps(spec.columns).encode())[:12]
+        shape = sha256(json.dumps([spec.columns, spec.event_time]).encode())[:12]
         cached = settings().var / "cache" / self.package / f"{self.file}-{version}-{shape}.parquet"
         if not cached.exists():
             raw = read_csv(str(found.locate()), list(spec.columns))
@@ -105,7 +108,7 @@ class PackageSource:
             must_have_time(table, spec, rows, self.file)
             cached.parent.mkdir(parents=True, exist_ok=True)
             aside = cached.with_name(f".{uuid.uuid4().hex}")
-            pq.write_table(rows, aside, compression="zstd")
+            pq.write_table(with_event(table, spec, rows), aside, compression="zstd", row_group_size=8192)
             aside.rename(cached)
         return cached
 

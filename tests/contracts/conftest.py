@@ -40,7 +40,19 @@ def postgres_url() -> Iterator[str]:
         **identity,
     )
     server = subprocess.Popen(
-        [binary / "postgres", "-D", folder / "db", "-p", str(port), "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"],
+        [
+            binary / "postgres",
+            "-D",
+            folder / "db",
+            "-p",
+            str(port),
+            "-k",
+            folder,
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "fsync=off",
+        ],
         stderr=subprocess.DEVNULL,
         cwd=folder,
         **identity,

