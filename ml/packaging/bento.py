@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +22,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+
+import psutil
 
 import ml
 from ml import store
@@ -36,6 +37,7 @@ REQUIREMENTS = (
 )
 """What serving imports; pinned to the versions that the model was judged with."""
 BOOT_SECONDS = 60.0
+STOP_SECONDS = 10.0
 _MEMBER = "bundle.tar"
 _SERVICE = '''"""The Evergreen service inside a Bento: one fixed bundle. Made by ml/packaging/bento.py."""
 
@@ -147,7 +149,7 @@ def boot(archive: bytes, environment: Mapping[str, str] | None = None) -> Iterat
                 env=_environment(home) | dict(environment or {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a process group of its own, so that its children end with it
+                start_new_session=True,  # a signal to our process group is not meant for it
             )
         try:
             _wait_ready(f"http://127.0.0.1:{port}", process, log)
@@ -170,18 +172,23 @@ def _wait_ready(base_url: str, process: subprocess.Popen[bytes], log: Path) -> N
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the whole process group: first politely, then for certain."""
-    for how, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            process.poll()
-            try:
-                os.killpg(process.pid, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.02)
+    """Ends the server and its workers, which have sessions of their own: first politely, then for certain."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        process.terminate()
+        _, alive = psutil.wait_procs(family, STOP_SECONDS)
+        for each in [*alive, *(child for one in alive for child in _children(one))]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(alive, STOP_SECONDS)
+    process.wait()
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _environment(home: Path) -> dict[str, str]:

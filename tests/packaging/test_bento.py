@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import subprocess
 import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from ml import store
@@ -38,6 +39,21 @@ def built(bundle: bytes, tmp_path_factory: pytest.TempPathFactory) -> tuple[str,
     return made
 
 
+def _family(workspace: Path) -> list[psutil.Process]:
+    """Worker (known by this test's settings in its environment) and server, its parent (which overwrites its environment)."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("EVERGREEN_VAR") == str(workspace / "var"):
+                found += [process, process.parent()]
+    assert [process.name() for process in found if process.name() == "circusd"], found
+    return found
+
+
+def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
 def test_build__archive__holds_bundle_code_and_pinned_requirements(bundle: bytes, built: tuple[str, bytes]) -> None:
     tag, archive = built
     with tarfile.open(fileobj=io.BytesIO(archive)) as members:
@@ -61,11 +77,21 @@ def test_boot__real_requests__answered_and_nothing_left_behind(bundle: bytes, bu
         assert client.post("/predict", json={"colour": 1}).status_code == 422
         assert "evergreen_request_seconds_count 2.0" in client.get("/metrics").text
         assert client.post("/parity", json=[{}]).status_code == 404  # only in a sandbox
-        port = base_url.rsplit(":", 1)[1]
+        family = _family(workspace)
     with pytest.raises(httpx.ConnectError):
         httpx.get(base_url + "/livez")
-    processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert f"--port {port}" not in processes and f":{port}" not in processes
+    assert not _alive(family)
+
+
+def test_boot__server_does_not_stop_when_asked__killed_with_its_workers(
+    built: tuple[str, bytes], workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bento, "STOP_SECONDS", 1.0)
+    with boot(built[1]):
+        family = _family(workspace)
+        for process in family:
+            process.suspend()
+    assert not _alive(family)
 
 
 def test_boot__packed_code_is_broken__error_with_its_last_lines(built: tuple[str, bytes], workspace: Path) -> None:
