@@ -17,7 +17,7 @@ from datetime import time as clock
 from typing import Any, get_type_hints
 
 import pendulum
-from airflow.sdk import Asset, CronDataIntervalTimetable, Param, get_current_context
+from airflow.sdk import Asset, AssetAlias, CronDataIntervalTimetable, Param, get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from ml.config import load_params, settings
@@ -25,6 +25,8 @@ from ml.errors import ConfigError, EvergreenError, NothingToDo, SnapshotError, S
 from ml.refs import Ref, Window
 
 RAW_DATA = Asset("raw_data")
+RAW_DATA_UNLESS_BACKFILL = AssetAlias("raw_data_unless_backfill")
+"""Airflow emits the events of `outlets` in a backfill too; an alias emits what the task adds to it, or nothing."""
 CANDIDATE = Asset("candidate")
 CHAMPION = Asset("champion")
 RETRAIN_REQUEST = Asset("retrain_request")
@@ -128,9 +130,9 @@ class Occasion:
         return Window(start=self.interval[0].date(), end=self.interval[1].date())
 
 
-def occasion(hour: int = 0) -> Occasion:
+def occasion(hour: int = 0, context: Any = None) -> Occasion:
     """Reads the run's occasion from the context of the running task; `hour`: see `Occasion`."""
-    context: Any = get_current_context()
+    context = context or get_current_context()
     run = context["dag_run"]
     extras = [event.extra or {} for events in (context.get("triggering_asset_events") or {}).values() for event in events]
     newest = max(extras, key=lambda extra: str(extra.get("as_of", "")), default={})

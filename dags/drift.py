@@ -59,4 +59,4 @@ def drift() -> None:
     request_retrain(decide(monitor()))
 
 
-drift()
+DRIFT = drift()

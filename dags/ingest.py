@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from airflow.sdk import TriggerRule, dag, task
 
-from dags.common import RAW_DATA, Json, call, cron, dag_args, date_param, occasion, step, time_param
+from dags.common import RAW_DATA, RAW_DATA_UNLESS_BACKFILL, Json, call, cron, dag_args, date_param, occasion, step, time_param
 
 DOC = """
 ### ingest: one interval of the source, landed, checked and versioned
@@ -50,12 +52,16 @@ def ingest() -> None:
 
         return call(steps.validate, landing)
 
-    @task(outlets=[RAW_DATA])
-    def snapshot() -> Json:
+    @task(outlets=[RAW_DATA_UNLESS_BACKFILL])
+    def snapshot(*, outlet_events: Any) -> Json:
         from ml import steps
 
         with step():
-            return steps.snapshot(occasion(hour=2).as_of).to_xcom()
+            when = occasion(hour=2)
+            version = steps.snapshot(when.as_of).to_xcom()
+        if when.trigger != "backfill":
+            outlet_events[RAW_DATA_UNLESS_BACKFILL].add(RAW_DATA, extra={"digest": version["digest"], "as_of": version["as_of"]})
+        return version
 
     @task(trigger_rule=TriggerRule.ALL_DONE)
     def data_docs(landing: Json | None) -> str:
@@ -74,4 +80,4 @@ def ingest() -> None:
     validated >> [snapshot(), data_docs(landed)]
 
 
-ingest()
+INGEST = ingest()

@@ -39,4 +39,4 @@ def online() -> None:
     materialise()
 
 
-online()
+ONLINE = online()

@@ -84,4 +84,4 @@ def release() -> None:
     smoke() >> promote()
 
 
-release()
+RELEASE = release()

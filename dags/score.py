@@ -49,4 +49,4 @@ def score() -> None:
     score_days()
 
 
-score()
+SCORE = score()

@@ -119,4 +119,4 @@ def train() -> None:
     announce(planned, version)
 
 
-train()
+TRAIN = train()

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from ml.config import settings
+from ml.config import Settings, settings
 from ml.errors import EvergreenError
 from ops import environment
 
@@ -42,9 +42,9 @@ class Run:
 class Airflow:
     """One logged-in session."""
 
-    def __init__(self, say: Callable[[str], None] = print) -> None:
-        where = settings()
-        self.say = say
+    def __init__(self, say: Callable[[str], None] = print, where: Settings | None = None) -> None:
+        where = where or settings()
+        self.say, self.where = say, where
         self.base = f"http://{where.host}:{where.airflow_port}"
         credentials = {"username": environment.USER, "password": environment.password(where)}
         token = httpx.post(f"{self.base}/auth/token", json=credentials, timeout=30).raise_for_status().json()["access_token"]
@@ -115,7 +115,7 @@ class Airflow:
         for task in tasks:
             known = states.get(task["task_id"], "success")
             states[task["task_id"]] = max(known, task["state"], key=order.index)
-        return Run(dag, run_id, _between(run["queued_at"], run["end_date"]), busy_seconds(run_id), states)
+        return Run(dag, run_id, _between(run["queued_at"], run["end_date"]), busy_seconds(self.where, run_id), states)
 
     def _show(self, dag: str, task: dict[str, Any]) -> None:
         name = task["task_id"] + (f" [{task['rendered_map_index']}]" if task["rendered_map_index"] else "")
@@ -127,7 +127,7 @@ class Airflow:
         if not failed:
             return RunFailedError(f"{dag}, run {run_id}, failed without a failed task", f"look at {self.base}/dags/{dag}")
         task = failed[0]
-        path = log_path(dag, run_id, task["task_id"], task["map_index"], task["try_number"])
+        path = log_path(self.where, dag, run_id, task["task_id"], task["map_index"], task["try_number"])
         tail = "\n".join(f"    | {line}" for line in log_tail(path))
         return RunFailedError(f"{dag}: task {task['task_id']} failed (run {run_id})\n{tail}", f"read {path}")
 
@@ -135,8 +135,8 @@ class Airflow:
         return dict(self.http.get(path, params=parameters).raise_for_status().json())
 
 
-def log_path(dag: str, run_id: str, task: str, map_index: int, attempt: int) -> Path:
-    folder = environment.airflow_home(settings()) / "logs" / f"dag_id={dag}" / f"run_id={run_id}" / f"task_id={task}"
+def log_path(where: Settings, dag: str, run_id: str, task: str, map_index: int, attempt: int) -> Path:
+    folder = environment.airflow_home(where) / "logs" / f"dag_id={dag}" / f"run_id={run_id}" / f"task_id={task}"
     return (folder / f"map_index={map_index}" if map_index >= 0 else folder) / f"attempt={attempt}.log"
 
 
@@ -157,19 +157,19 @@ def log_tail(path: Path, lines: int = LOG_LINES) -> list[str]:
     return readable[-lines:]
 
 
-def busy_seconds(run_id: str) -> float:
+def busy_seconds(where: Settings, run_id: str) -> float:
     """Seconds of a run in which some step was at work, from ``steps.jsonl``; steps that overlap count once."""
     total, until = 0.0, 0.0
     for begun, ended in sorted(
-        (line["began"], line["began"] + line["seconds"]) for line in step_lines() if line["run"] == run_id
+        (line["began"], line["began"] + line["seconds"]) for line in step_lines(where) if line["run"] == run_id
     ):
         total += max(0.0, ended - max(begun, until))
         until = max(until, ended)
     return total
 
 
-def step_lines() -> Iterator[dict[str, Any]]:
-    path = settings().var / "steps.jsonl"
+def step_lines(where: Settings) -> Iterator[dict[str, Any]]:
+    path = where.var / "steps.jsonl"
     if path.exists():
         yield from map(json.loads, path.read_text().splitlines())
 

@@ -293,14 +293,16 @@ def _log(name: str) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ops.services", description=__doc__)
     parser.add_argument("action", choices=["up", "down", "status"])
-    action = parser.parse_args(arguments).action
+    parser.add_argument("names", nargs="*", metavar="service", help="airflow, mlflow, serving; all when none is named")
+    parsed = parser.parse_args(arguments)
+    action, names = parsed.action, parsed.names or None
     try:
         if action == "down":
-            down()
+            down(names)
         elif action == "status":
             return 0 if status() else 1
         else:
-            up()
+            up(names)
             print(summary())
     except EvergreenError as error:
         print(f"error: {error}", file=sys.stderr)

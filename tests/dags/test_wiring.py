@@ -1,0 +1,132 @@
+"""The DAG files: they parse without heavy libraries, and tasks, steps and commands are the same list."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from ml.cli import app, step_names
+from ml.config import ROOT, load_params
+
+NAMES = ("ingest", "train", "release", "drift", "score", "online")
+ANNOUNCE = {"announce", "request_retrain"}
+"""The tasks that are no steps: they emit an asset event, which only Airflow can."""
+HEAVY = ("pandas", "numpy", "xgboost", "sklearn", "mlflow", "great_expectations", "duckdb", "optuna", "dvc", "bentoml", "onnx")
+
+
+@pytest.fixture(scope="module")
+def dags() -> dict[str, Any]:
+    return {name: getattr(importlib.import_module(f"dags.{name}"), name.upper()) for name in NAMES}
+
+
+def _tasks(dags: dict[str, Any]) -> set[str]:
+    return {task for dag in dags.values() for task in dag.task_dict}
+
+
+def test_dag_files__are_all_listed_here() -> None:
+    assert {path.stem for path in (ROOT / "dags").glob("*.py")} == {*NAMES, "common"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dag_file__is_wiring(name: str) -> None:
+    assert len((ROOT / "dags" / f"{name}.py").read_text().splitlines()) <= 125
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parsing__loads_no_heavy_library_and_is_quick(name: str, airflow_home: Path) -> None:
+    code = f"""
+import json, sys, time
+import airflow.sdk
+airflow.sdk.dag, airflow.sdk.Asset, airflow.sdk.Param, airflow.sdk.AssetOrTimeSchedule, airflow.sdk.TriggerRule  # lazy attributes
+import airflow.sdk.exceptions, pydantic, pydantic_settings, yaml  # what Airflow loads anyway
+began = time.process_time()
+import dags.{name}
+print(json.dumps({{"seconds": time.process_time() - began, "heavy": [m for m in {HEAVY!r} if m in sys.modules]}}))
+"""
+    env = {**os.environ, "AIRFLOW_HOME": str(airflow_home), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["heavy"] == []
+    assert found["seconds"] < 1.5  # CPU seconds over bare Airflow; about 0.2 on an idle machine
+
+
+def test_tasks__are_steps(dags: dict[str, Any]) -> None:
+    assert _tasks(dags) - set(step_names()) == ANNOUNCE
+
+
+def test_steps__are_all_used_by_a_dag(dags: dict[str, Any]) -> None:
+    assert set(step_names()) - _tasks(dags) == set()
+
+
+def test_steps__all_have_a_command() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    assert {name.replace("_", "-") for name in step_names()} - set(commands) == set()
+
+
+@pytest.mark.skipif(not (ROOT / "dvc.yaml").exists(), reason="no pipeline file")
+def test_pipeline_stages__run_commands_of_steps() -> None:
+    commands = set(get_command(app).commands)  # type: ignore[attr-defined]
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        called = str(stage.get("cmd") or stage["do"]["cmd"])
+        words = [part.split()[1] for part in called.replace("&&", "\n").splitlines() if part.split()[:1] == ["evergreen"]]
+        assert words, f"stage {name} runs no step"
+        assert set(words) <= commands, f"stage {name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dag__tells_who_to_call_and_cannot_hang(name: str, dags: dict[str, Any]) -> None:
+    dag = dags[name]
+    assert "Who is called" in dag.doc_md
+    assert "| task failed |" in dag.doc_md
+    for task in set(dag.task_dict) - ANNOUNCE:
+        assert f"`{task}`" in dag.doc_md, f"the triage table of {name} lacks {task}"
+    assert dag.dagrun_timeout is not None
+    for task in dag.tasks:
+        assert task.owner == "data-team"
+        assert task.retries == 3
+        assert task.retry_exponential_backoff
+        assert task.execution_timeout is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schedule__is_bounded_by_the_parameters(name: str, dags: dict[str, Any]) -> None:
+    schedule = load_params().schedule
+    assert dags[name].start_date == datetime.combine(schedule.start, datetime.min.time(), UTC)
+    assert dags[name].end_date.date() == schedule.end
+    assert dags[name].catchup is schedule.catchup
+
+
+@pytest.mark.parametrize(
+    ("dag", "order"),
+    [
+        ("ingest", ["land", "validate", "snapshot"]),
+        ("train", ["plan", "pull", "features", "tune", "fit", "evaluate", "register", "announce"]),
+        ("train", ["pull", "validate_training", "fit", "package", "register"]),
+        ("release", ["smoke", "promote"]),
+        ("drift", ["monitor", "decide", "request_retrain"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_order__of_tasks(dag: str, order: list[str], dags: dict[str, Any]) -> None:
+    for before, after in pairwise(order):
+        assert after in dags[dag].get_task(before).get_flat_relative_ids(upstream=False)
+
+
+def test_data_docs__are_built_when_validation_failed(dags: dict[str, Any]) -> None:
+    assert dags["ingest"].get_task("data_docs").trigger_rule == "all_done"
+
+
+def test_nothing_but_the_announcing_tasks_emits(dags: dict[str, Any]) -> None:
+    emitting = {task.task_id for dag in dags.values() for task in dag.tasks if task.outlets}
+    assert emitting == {"snapshot", "promote", *ANNOUNCE}
