@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # DVC is imported where it works: most steps only ask which version to use, and find it restored already (0.4 s for each of them).
 
+log = logging.getLogger(__name__)
+
 KIND = "snapshot"
 REMOTE = "evergreen"
 KEEP_WORKSPACES = timedelta(days=7)  # wall clock, since a run last asked for it
@@ -91,6 +93,7 @@ def restore(ref: SnapshotRef, folder: Path | None = None) -> Path:
         _sweep(folder.parent)
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = folder.parent / f".{uuid.uuid4().hex}"
+        log.info("restoring %d files of snapshot %s", ref.files, ref.digest)
         try:
             _pull(ref, aside)
             (aside / "raw").rename(folder)
@@ -167,6 +170,7 @@ def _push(repo: Repo, tree: Tree, before: HashInfo | None) -> None:
     if before is not None and remote.exists(before.value) and repo.cache.local.exists(before.value):
         known = {entry for _, _, entry in Tree.load(repo.cache.local, before)}
     files = {entry for _, _, entry in tree} - known
+    log.info("pushing %d new of %d files to %s", len(files), len(tree), settings().dvc_remote)
     failed = repo.cloud.transfer(repo.cache.local, remote, files).failed
     failed = failed or repo.cloud.transfer(repo.cache.local, remote, {tree.hash_info}).failed
     if failed:

@@ -141,7 +141,9 @@ def _run(checkpoint: str, rows: dict[str, pd.DataFrame], run_name: str) -> tuple
         asset = context.data_sources.pandas_default.add_dataframe_asset(f"{table}-{uuid.uuid4().hex}")
         batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": given})
         found = batch.validate(_suite(suites[table]), result_format={"result_format": "COMPLETE"})
-        broken += [_broken(table, given, one) for one in found.results if not one.success]
+        mine = [_broken(table, given, one) for one in found.results if not one.success]
+        log.info("%s: %d rows, %d rules, %d broken", table, len(given), len(found.results), len(mine))
+        broken += mine
         results[table] = found.to_json_dict()
         context.data_sources.pandas_default.delete_asset(asset.name)
     return results, broken
@@ -233,6 +235,7 @@ def _declared(kind: str, name: str) -> dict[str, Any]:
 @cache
 def _context() -> EphemeralDataContext:
     """GX's runtime, in memory: two runs at once share nothing, and the git tree stays as it is."""
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     return context

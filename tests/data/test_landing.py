@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ml.config import load_params, settings
-from ml.data.landed import landed_days, notes, publish, raw_file, raw_folder, read_rows
+from ml.data.landed import landed_days, locked, notes, publish, raw_file, raw_folder, read_rows
 from ml.data.landing import land, staged
 from ml.data.rows import table_rows
 from ml.refs import LandingRef, Window
@@ -116,6 +117,28 @@ def test_staging__of_long_ago_is_swept(delivery: Delivery) -> None:
     os.utime(old, (time.time() - 3 * 86400,) * 2)
     land_days(0)
     assert not old.exists()
+
+
+def test_publish__gives_a_reader_the_old_file_or_the_new_one(delivery: Delivery) -> None:
+    published(land_days(0))
+    path = raw_file("flights", "2013-01-02")
+    before = path.read_bytes()
+    with path.open("rb") as reading:
+        published(land_days(0, as_of=ALL_KNOWN))
+        assert reading.read() == before, "the file that is being read does not change under its reader"
+    assert path.read_bytes() != before
+
+
+def test_publish__waits_for_who_holds_the_folder(delivery: Delivery) -> None:
+    landing = land_days(0)
+    waiting = threading.Thread(target=published, args=[landing])
+    with locked():
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        assert contents() == {}
+    waiting.join(10)
+    assert landed_days("flights") == ["2013-01-02"]
 
 
 PUBLISHER = textwrap.dedent("""

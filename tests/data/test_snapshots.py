@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ import yaml
 
 from ml import ledger
 from ml.config import settings
-from ml.data.landed import publish, raw_file, raw_folder
+from ml.data.landed import locked, publish, raw_file, raw_folder
 from ml.data.landing import staged
 from ml.data.snapshots import find, pin, restore, snapshot
 from ml.errors import NotFoundError, SnapshotError
@@ -86,6 +87,17 @@ def test_snapshot__never_promises_less_knowledge_than_is_in_it(delivery: Deliver
     landing = land_days(3, as_of=datetime(2013, 1, 3, 12))
     publish(staged(landing), landing.as_of)
     assert snapshot(landing.as_of).as_of == datetime(2013, 1, 4, 2)
+
+
+def test_snapshot__waits_for_who_publishes(delivery: Delivery) -> None:
+    ingest(0)
+    waiting = threading.Thread(target=snapshot, args=[NIGHT])
+    with locked():
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+    waiting.join(10)
+    assert not waiting.is_alive()
 
 
 def test_snapshot__of_nothing(workspace: Path) -> None:
