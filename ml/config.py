@@ -150,6 +150,7 @@ class Serving(Section):
 class Monitoring(Section):
     window_days: int = Field(ge=1)
     confirm_days: int = Field(ge=1)
+    drift_days: int = Field(ge=1)
     psi_threshold: float = Field(gt=0)
     min_labels: int = Field(ge=1)
     harm_margin: float = Field(ge=0)

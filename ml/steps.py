@@ -370,15 +370,17 @@ def monitor(window_end: date, as_of: datetime) -> MonitorRef:
     from ml.packaging.bundle import Bundle
 
     params, champion = load_params(), _require_champion(as_of)
-    days = timedelta(days=params.monitoring.window_days)
-    matured_end = min(midnight(window_end), midnight((as_of - timedelta(hours=params.train.embargo_hours)).date()))
-    start, end = matured_end - days, midnight(window_end)
+    end = midnight(window_end)
+    matured_end = min(end, midnight((as_of - timedelta(hours=params.train.embargo_hours)).date()))
+    matured_start = matured_end - timedelta(days=params.monitoring.window_days)
+    start = min(matured_start, end - timedelta(days=params.monitoring.drift_days))
     answers = collect.predictions(start, end)
     mine = answers[answers["model_version"] == champion.version].reset_index(drop=True)
     landed = rows.problem_rows(snapshots.restore(snapshots.find(as_of)), start, end, as_of)
     judged = collect.with_labels(mine, landed)
-    quality = performance.by_day(judged[judged["event_time"] < matured_end])
-    recent = mine[mine["event_time"] >= end - days]
+    judged = judged[(judged["event_time"] >= matured_start) & (judged["event_time"] < matured_end)]
+    quality = performance.by_day(judged)
+    recent = mine[mine["event_time"] >= end - timedelta(days=params.monitoring.drift_days)]
     bundle = Bundle.load(champion.bundle)
     profile = Profile.model_validate_json(bundle.profile)
     drifts = drift.feature_drift(profile, collect.served_features(recent)) if len(recent) else []
@@ -390,7 +392,7 @@ def monitor(window_end: date, as_of: datetime) -> MonitorRef:
         "answers": {"all": len(answers), "champion": len(mine), "flagged": int((mine["flags"].str.len() > 0).sum())},
     }
     matured = sum(d.n for d in quality)
-    metrics = {f"psi_{d.name}": d.psi for d in drifts[:10]} | _pooled(judged[judged["event_time"] < matured_end])
+    metrics = {f"psi_{d.name}": d.psi for d in drifts[:10]} | _pooled(judged)
     digest = store.put(json.dumps(report, sort_keys=True).encode())
     return MonitorRef(
         day=window_end, as_of=as_of, version=champion.version, predictions=len(mine), matured=matured, report=digest, metrics=metrics

@@ -1,12 +1,13 @@
 """Tuning: workers share one Optuna study, and the winner does not depend on who was faster.
 
 Each trial's settings are known before any worker starts (defaults, the champion's, then a seeded quasi-random sequence), and a trial has a
-slot number; worker k takes slots k, k + workers, … A slot that is already in the study is not run again, so a killed worker's retry goes on
-where it stopped. The price is that no trial learns from another: see docs/adr/0003.
+slot number; the slots are dealt out in a seeded order. A slot that is already in the study is not run again, so a killed worker's retry goes
+on where it stopped. The price is that no trial learns from another: see docs/adr/0003.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 import warnings
@@ -93,11 +94,12 @@ def run_worker(
     every = slots(params, champion, seed)
     there = {t.user_attrs["slot"] for t in study.get_trials(deepcopy=False)}
     space, began, done = distributions(params), time.monotonic(), 0
-    for slot in range(worker, len(every), params.workers):
+    dealt = random.Random(seed).sample(range(len(every)), len(every))  # neighbours in a Sobol sequence cost alike: deal them out evenly
+    for slot in dealt[worker :: params.workers]:
         if slot in there:
             continue
         if done and time.monotonic() - began > params.seconds:
-            print(f"tuning stops at slot {slot} of {len(every)}: {params.seconds:g} s are used up", file=sys.stderr)
+            print(f"tuning stops before slot {slot + 1} of {len(every)}: {params.seconds:g} s are used up", file=sys.stderr)
             break
         log_loss, rounds = objective(every[slot])
         trial = optuna.trial.create_trial(
