@@ -171,6 +171,8 @@ def assert_whole() -> None:
             assert read_rows(path).num_rows > 0
     assert not [p for p in raw_folder().rglob("*") if p.is_file() and p.suffix != ".parquet"]
     assert not list(raw_folder().rglob(".*"))
+    landings = {path.name.split("_")[0] for path in (settings().data / "staging").glob("[!.]*")}
+    assert landings <= {"2013-01-01", "2013-01-02", "2013-01-03"}, "what is half made is hidden"
 
 
 def test_overlapping_landings__at_once(delivery: Delivery) -> None:

@@ -139,8 +139,9 @@ def test_rule_over_a_column_that_is_not_there__fails(delivery: Delivery, monkeyp
 
 def test_warning__keeps_the_row_and_is_reported(delivery: Delivery, caplog: pytest.LogCaptureFixture) -> None:
     delivery.edit("weather", 0, first(1, wind_speed=1048.36))
-    ref = validate(land_days(0))
-    assert ref.rows["weather"] == read_rows(raw_file("weather", "2013-01-02")).num_rows
+    landing = land_days(0)
+    ref = validate(landing)
+    assert ref.rows["weather"] == read_rows(raw_file("weather", "2013-01-02")).num_rows == landing.rows["weather"]
     assert "table 'weather', column 'wind_speed'" in caplog.text
     (broken,) = json.loads(Path(ref.results_uri).read_text())["broken"]
     assert (broken["column"], broken["severity"]) == ("wind_speed", "warning")
