@@ -14,6 +14,7 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
     "threads": 2,
+    "python_enable_replacements": False,  # a table is what was given by name, never a Python variable that happens to be near
 }
 
 

@@ -225,8 +225,11 @@ def _recorded(ref: SnapshotRef) -> SnapshotRef:
     again = any(old.digest == ref.digest for old in noted)  # content went back to an earlier version
     key = f"snapshot-{ref.digest}" + (f"-{ref.as_of:%Y%m%dT%H%M%S}" if again else "")
     reason = f"{ref.files} files, {ref.first_day} to {ref.last_day}"
-    ledger.record(KIND, key, ref.as_of, ref.digest, "made", reason, ref.model_dump(mode="json"))
-    return ref
+    if ledger.record(KIND, key, ref.as_of, ref.digest, "made", reason, ref.model_dump(mode="json")):
+        return ref
+    return next(
+        SnapshotRef.model_validate(entry.evidence) for entry in ledger.entries(KIND) if entry.key == key
+    )  # another was first
 
 
 def _cache() -> Path:
