@@ -1,7 +1,7 @@
 """`evergreen`: one command per step, and a few for people.
 
-A step's references travel through JSON files: each command reads the ones that it needs from ``--refs`` and writes its own there, so a
-chain of commands is a pipeline.
+A step's references travel through JSON files: each command reads the ones that it needs from ``--refs`` and writes its own
+there, so a chain of commands is a pipeline.
 """
 
 from __future__ import annotations
@@ -22,8 +22,15 @@ from ml.config import load_params, settings
 from ml.errors import EvergreenError, NothingToDo
 from ml.refs import Ref, Window
 
-REFS = Path("var/refs")
-WRITES = {"land": "landing", "validate": "validation", "fit": "model", "evaluate": "evaluation", "package": "bundle", "register": "version"}
+REFS = settings().var / "refs"
+WRITES = {
+    "land": "landing",
+    "validate": "validation",
+    "fit": "model",
+    "evaluate": "evaluation",
+    "package": "bundle",
+    "register": "version",
+}
 """The file that a step writes, where it has another name than the step."""
 
 EXAMPLES = {
@@ -58,7 +65,9 @@ app = typer.Typer(
 def step_names() -> list[str]:
     """Every step of `ml.steps`, in the order in which they stand there."""
     functions = inspect.getmembers(steps, inspect.isfunction)
-    own = [(f.__code__.co_firstlineno, name) for name, f in functions if f.__module__ == steps.__name__ and not name.startswith("_")]
+    own = [
+        (f.__code__.co_firstlineno, name) for name, f in functions if f.__module__ == steps.__name__ and not name.startswith("_")
+    ]
     return [name for _, name in sorted(own)]
 
 
@@ -80,12 +89,11 @@ def _command(name: str) -> Callable[..., None]:
         began = time.monotonic()
         outcome = function(**arguments)
         target = refs / f"{WRITES.get(name, name)}.json"
-        if isinstance(outcome, Ref):
-            outcome.write(target)
         shown = outcome.model_dump_json(indent=2) if isinstance(outcome, Ref) else json.dumps(outcome)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(shown + "\n")
         typer.echo(shown)
-        written = f" → {target}" if isinstance(outcome, Ref) else ""
-        typer.echo(f"{name}: {time.monotonic() - began:.1f} s{written}", err=True)
+        typer.echo(f"{name}: {time.monotonic() - began:.1f} s → {target}", err=True)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
     run.__doc__ = f"{inspect.getdoc(function)}\n\n\b\nExample:\n  {EXAMPLES[name]}"
@@ -103,7 +111,9 @@ def _argument(refs: Path, name: str, kind: type, given: dict[str, Any]) -> Any:
     if _is_ref(kind):
         path = refs / f"{name}.json"
         if not path.exists():
-            raise EvergreenError(f"no {name} at {path}", f"run the step that writes it, or name its folder with --refs (it is a {kind.__name__})")
+            raise EvergreenError(
+                f"no {name} at {path}", f"run the step that writes it, or name its folder with --refs (it is a {kind.__name__})"
+            )
         return kind.read(path)  # type: ignore[attr-defined]
     return given[name].date() if kind is date else given[name]
 
@@ -133,7 +143,9 @@ def metrics(refs: Path = REFS, out: Path = Path("pipeline")) -> None:
     rounded = {who: {k: round(v, 6) for k, v in values.items()} for who, values in report["overall"].items()}
     (out / "metrics.json").write_text(json.dumps({"rows": report["rows"], **rounded}, indent=2) + "\n")
     daily = report["by_day"]
-    lines = [{"day": day, **{who: round(loss[i], 6) for who, loss in daily["log_loss"].items()}} for i, day in enumerate(daily["days"])]
+    lines = [
+        {"day": day, **{who: round(loss[i], 6) for who, loss in daily["log_loss"].items()}} for i, day in enumerate(daily["days"])
+    ]
     (out / "by_day.json").write_text(json.dumps(lines, indent=2) + "\n")
 
 

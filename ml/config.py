@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from datetime import date
+from datetime import date, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -72,6 +72,13 @@ class Schedule(Section):
     start: date
     end: date | None
     catchup: bool
+
+
+class Pipeline(Section):
+    start: date
+    end: date
+    landed_at: datetime
+    as_of: datetime
 
 
 class Landing(Section):
@@ -169,6 +176,7 @@ class Params(Section):
     problem: Problem
     tables: dict[str, Table]
     schedule: Schedule
+    pipeline: Pipeline
     landing: Landing
     features: Features
     train: Train
@@ -264,12 +272,10 @@ def _explain(path: Path, error: ValidationError) -> ConfigError:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] != "extra_forbidden":
         return ConfigError(f"{path.name}: {key} = {first['input']!r}: {first['msg']}{more}", f"change {key} in {path}")
-    section: Any = Params
+    section: type[BaseModel] | None = Params
     for part in first["loc"][:-1]:
-        annotation = section.model_fields[str(part)].annotation if isinstance(section, type) else None
+        annotation = section.model_fields[str(part)].annotation if section and str(part) in section.model_fields else None
         section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-        if section is None:
-            break
     known = list(section.model_fields) if section else []
     near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
     cure = f"did you mean {near[0]!r}?" if near else (f"known keys: {', '.join(known)}" if known else "remove it")

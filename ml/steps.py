@@ -1,16 +1,15 @@
 """One function per step. The DAGs, dvc.yaml and the command line call these and nothing else.
 
-References come in, a reference goes out; time is an argument; run twice, a step has the same effect. Imports are inside the functions: a
-task must not pay for what another task needs.
+References come in, a reference goes out; time is an argument; run twice, a step has the same effect. Imports are inside the
+functions: a task must not pay for what another task needs.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ml.refs import (
     BundleRef,
@@ -29,8 +28,6 @@ from ml.refs import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ml.serving.manifest import Deployed
 
 
@@ -88,7 +85,7 @@ def plan(as_of: datetime, reason: str, trigger: str, run_key: str) -> TrainPlan:
         folds=windows.folds,
         champion_version=champion.version if champion else None,
         champion_digest=champion.bundle if champion else None,
-        champion_params=_lineage(champion.bundle, "tuned") if champion else None,
+        champion_params=_tuned(champion.bundle) if champion else None,
         tune_workers=params.tune.workers,
     )
 
@@ -114,43 +111,23 @@ def validate_training(plan: TrainPlan) -> ValidationRef:
 
 def features(plan: TrainPlan) -> FeatureSetRef:
     """Computes the feature rows of train window and holdout, unless they are there already."""
-    import hashlib
+    from ml.data import snapshots
+    from ml.features import stored
 
-    import pyarrow.parquet as pq
-
-    from ml import store
-    from ml.config import load_params
-    from ml.data import rows, snapshots
-    from ml.features import inputs, offline
-    from ml.features.definitions import code_digest
-
-    params = load_params()
-    window, code = Window(start=plan.train.start, end=plan.holdout.end), code_digest(params)
-    key = hashlib.sha256(f"{plan.snapshot.digest}/{code}/{window}/{plan.as_of}".encode()).hexdigest()
-    digest = store.recall(f"features-{key}")
-    if digest is None:
-        start, end = inputs.midnight(window.start), inputs.midnight(window.end)
-        root = snapshots.restore(plan.snapshot)
-        read = inputs.landed(root, plan.as_of)
-        history = inputs.history(params, start, end, read)
-        table = offline.compute(params, rows.problem_rows(root, start, end, plan.as_of), history, plan.as_of)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        digest = store.put(buffer.getvalue())
-        store.remember(f"features-{key}", digest)
-    count = pq.read_metadata(io.BytesIO(store.get(digest))).num_rows
-    return FeatureSetRef(digest=digest, rows=count, snapshot=plan.snapshot.digest, code=code, window=window, as_of=plan.as_of)
+    window = Window(start=plan.train.start, end=plan.holdout.end)
+    return stored.build(snapshots.restore(plan.snapshot), plan.snapshot.digest, window, plan.as_of)
 
 
 def tune(plan: TrainPlan, features: FeatureSetRef, worker: int) -> int:
     """Runs this worker's share of the trials of the plan's study; returns how many it did now."""
     from ml.config import load_params
+    from ml.features import stored
     from ml.features.definitions import load_module
     from ml.training.fit import fold_objective
     from ml.training.tuning import run_worker
 
     params = load_params()
-    objective = fold_objective(_feature_rows(features), plan.folds, load_module(params).features, params)
+    objective = fold_objective(stored.read(features), plan.folds, load_module(params).features, params)
     return run_worker(_study(plan, features), worker, params.tune, plan.champion_params, params.train.seed, objective)
 
 
@@ -158,6 +135,7 @@ def fit(plan: TrainPlan, features: FeatureSetRef) -> ModelRef:
     """Fits the study's winner on the train window, with the simple models and the reference profile beside it."""
     from ml import store
     from ml.config import load_params
+    from ml.features import stored
     from ml.features.definitions import load_module
     from ml.monitoring.profiles import build_profile
     from ml.packaging.artifacts import Artifacts
@@ -166,7 +144,7 @@ def fit(plan: TrainPlan, features: FeatureSetRef) -> ModelRef:
 
     began, cpu_began = time.monotonic(), time.process_time()
     params, module = load_params(), load_module(load_params())
-    table, best = _feature_rows(features), winner(_study(plan, features))
+    table, best = stored.read(features), winner(_study(plan, features))
     fitted = fit_model(table, plan.train, module.features, params, best)
     profile = build_profile(module.numeric, module.text, labelled(table, plan.train))
     artifacts = Artifacts.make(fitted, best, profile.model_dump_json().encode())
@@ -186,6 +164,7 @@ def evaluate(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> Evalu
     from ml.config import load_params
     from ml.evaluation.gates import Contender, judge
     from ml.evaluation.report import build_report
+    from ml.features import stored
     from ml.packaging.artifacts import Artifacts
     from ml.packaging.bundle import Bundle
     from ml.packaging.parity import predict, session
@@ -194,7 +173,7 @@ def evaluate(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> Evalu
     from ml.training.fit import labelled
 
     params, parts = load_params(), Artifacts.load(model.artifacts)
-    X = labelled(_feature_rows(features), plan.holdout)
+    X = labelled(stored.read(features), plan.holdout)
     y_true, days = X["label"].to_numpy(), X["event_time"].dt.date.astype(str).to_numpy()
     encoding = parts.fitted.encoding
     candidate = Contender("candidate", predict(session(parts.onnx), encoding.numeric, encoding.text, X), model.train.end)
@@ -218,13 +197,15 @@ def package(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> Bundle
     """Proves that the graph answers as the booster does, and packs what serving needs: bundle and Bento."""
     from ml import store
     from ml.config import load_params
+    from ml.data import snapshots
     from ml.errors import IntegrityError
-    from ml.packaging import bento, bundle, parity
+    from ml.features import stored
+    from ml.packaging import bento, bundle, examples, lineage, parity
     from ml.packaging.artifacts import Artifacts
     from ml.training.fit import labelled
 
     params, parts = load_params(), Artifacts.load(model.artifacts)
-    encoding, X = parts.fitted.encoding, labelled(_feature_rows(features), plan.holdout)
+    encoding, X = parts.fitted.encoding, labelled(stored.read(features), plan.holdout)
     decision = parity.check_parity(parts.onnx, parts.fitted.booster, encoding, X, params.gates.parity_tolerance)
     if not decision.passed:
         raise IntegrityError(f"the graph of {model.digest[:12]} differs from its booster: {decision.reason}", "do not ship it")
@@ -239,25 +220,34 @@ def package(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> Bundle
         request={c: t for c, t in spec.columns.items() if c not in spec.outcomes},
         params={s: d for s, d in params.model_dump(mode="json").items() if s in ("problem", "tables", "features", "serving")},
         climatology=parts.fitted.climatology,
-        lineage=_lineage_of(plan, features, model, parts.winner.params),
-        examples=_examples(plan, parts, X.iloc[:: max(len(X) // bundle.MAX_EXAMPLES, 1)].head(bundle.MAX_EXAMPLES)),
+        lineage=lineage.of(plan, features, model, parts.winner.params),
+        examples=examples.record(snapshots.restore(plan.snapshot), plan, parts, X),
         profile=parts.profile,
     )
     tag, bento_archive = bento.build_bento(archive, params.problem.name, {"model": model.digest[:12]})
-    return BundleRef(digest=store.put(archive), model=model.digest, bento=tag, bento_archive=store.put(bento_archive), parity=decision)
+    return BundleRef(
+        digest=store.put(archive), model=model.digest, bento=tag, bento_archive=store.put(bento_archive), parity=decision
+    )
 
 
-def register(plan: TrainPlan, features: FeatureSetRef, model: ModelRef, evaluation: EvaluationRef, bundle: BundleRef) -> VersionRef:
+def register(
+    plan: TrainPlan, features: FeatureSetRef, model: ModelRef, evaluation: EvaluationRef, bundle: BundleRef
+) -> VersionRef:
     """Logs the run and registers the version, once per plan, whatever the verdict; the gate's decision goes to the ledger."""
     from ml import ledger, store, tracking
     from ml.config import load_params
+    from ml.packaging import lineage
     from ml.packaging.artifacts import Artifacts
 
     params, parts = load_params(), Artifacts.load(model.artifacts)
     report, verdict = store.unpack(store.get(evaluation.report)), evaluation.decision.verdict
     backfill = plan.trigger == "backfill"
-    lineage = _lineage_of(plan, features, model, parts.winner.params)
-    tags = lineage | {"verdict": verdict, "backfill": str(backfill).lower(), "bundle": bundle.digest, "bento": bundle.bento}
+    tags = lineage.of(plan, features, model, parts.winner.params) | {
+        "verdict": verdict,
+        "backfill": str(backfill).lower(),
+        "bundle": bundle.digest,
+        "bento": bundle.bento,
+    }
     run_id, version = tracking.log_and_register(
         plan.run_key,
         params.problem.name,
@@ -273,9 +263,16 @@ def register(plan: TrainPlan, features: FeatureSetRef, model: ModelRef, evaluati
         dataset=(f"raw {features.window}", plan.snapshot.digest),
         description=f"{verdict}: {evaluation.decision.reason}\n\nTrained because: {plan.reason}",
     )
-    evidence = {"plan": plan.to_xcom(), "decision": evaluation.decision.to_xcom(), "metrics": evaluation.metrics, "run_id": run_id}
+    evidence = {
+        "plan": plan.to_xcom(),
+        "decision": evaluation.decision.to_xcom(),
+        "metrics": evaluation.metrics,
+        "run_id": run_id,
+    }
     ledger.record("gate", f"gate-{plan.run_key}", plan.as_of, f"v{version}", verdict, evaluation.decision.reason, evidence)
-    return VersionRef(version=version, bundle=bundle.digest, model=model.digest, verdict=verdict, backfill=backfill, run_id=run_id)
+    return VersionRef(
+        version=version, bundle=bundle.digest, model=model.digest, verdict=verdict, backfill=backfill, run_id=run_id
+    )
 
 
 # ---- release
@@ -301,7 +298,8 @@ def promote(version: VersionRef, as_of: datetime) -> int:
 
     if version.backfill or version.verdict != "promote":
         raise EvergreenError(
-            f"version {version.version} has verdict {version.verdict!r}, backfill {version.backfill}", "release a version that passed its gate"
+            f"version {version.version} has verdict {version.verdict!r}, backfill {version.backfill}",
+            "release a version that passed its gate",
         )
     deployed = manifest.Deployed(version=version.version, bundle=version.bundle, model=version.model)
     reason = next((e.reason for e in ledger.entries("gate", subject=f"v{version.version}")), "released by hand")
@@ -317,7 +315,9 @@ def promote(version: VersionRef, as_of: datetime) -> int:
 
 
 def materialise(as_of: datetime) -> int:
-    """Brings the online store to the last tick at or before `as_of`; returns the rows written, 0 when it is further on already."""
+    """Brings the online store to the last tick at or before `as_of`; returns the rows written, 0 when it is further on
+    already.
+    """
     from ml.config import load_params, settings
     from ml.data import snapshots
     from ml.features import inputs, online
@@ -333,7 +333,9 @@ def materialise(as_of: datetime) -> int:
 
 
 def score(window: Window, as_of: datetime) -> ScoreRef:
-    """Answers for every row of the window by the champion as of `as_of`; each with what was known at its own prediction time, and at `as_of`."""
+    """Answers for every row of the window by the champion as of `as_of`; each with what was known at its own prediction time,
+    and at `as_of`.
+    """
     from ml.batch.score import score_features, write_partitions
     from ml.config import load_params
     from ml.data import snapshots, validation
@@ -346,56 +348,29 @@ def score(window: Window, as_of: datetime) -> ScoreRef:
     start, end = inputs.midnight(window.start), inputs.midnight(window.end)
     rows = read(params.problem.table, start, end)
     name = f"serving-{window}-{as_of:%Y%m%dT%H%M}"
-    validation.validate_rows("serving", {params.problem.table: rows.drop_columns([*spec.outcomes, "label", "known_at"]).to_pandas()}, name)
+    validation.validate_rows(
+        "serving", {params.problem.table: rows.drop_columns([*spec.outcomes, "label", "known_at"]).to_pandas()}, name
+    )
     table = offline.compute(params, rows, inputs.history(params, start, end, read), as_of)
     answers = score_features(Bundle.load(champion.bundle), table, champion.version, as_of)
-    return ScoreRef(window=window, rows=len(answers), version=champion.version, partitions=write_partitions(answers, window.days()))
+    return ScoreRef(
+        window=window, rows=len(answers), version=champion.version, partitions=write_partitions(answers, window.days())
+    )
 
 
 def monitor(window_end: date, as_of: datetime) -> MonitorRef:
     """Joins the champion's answers of the last days with the labels that have matured; measures drift and realised performance.
 
     Args:
-        window_end: first day after the window of days that are looked at.
-        as_of: labels that became known later are not used; a day counts as matured when it ended `train.embargo_hours` before.
+        window_end: first day after the days that are looked at.
+        as_of: labels that became known later are not used.
     """
-    from dataclasses import asdict
+    from ml.data import snapshots
+    from ml.monitoring import daily
 
-    from ml import store
-    from ml.config import load_params
-    from ml.data import rows, snapshots
-    from ml.features.inputs import midnight
-    from ml.monitoring import collect, drift, performance
-    from ml.monitoring.profiles import Profile
-    from ml.packaging.bundle import Bundle
-
-    params, champion = load_params(), _require_champion(as_of)
-    end = midnight(window_end)
-    matured_end = min(end, midnight((as_of - timedelta(hours=params.train.embargo_hours)).date()))
-    matured_start = matured_end - timedelta(days=params.monitoring.window_days)
-    start = min(matured_start, end - timedelta(days=params.monitoring.drift_days))
-    answers = collect.predictions(start, end)
-    mine = answers[answers["model_version"] == champion.version].reset_index(drop=True)
-    landed = rows.problem_rows(snapshots.restore(snapshots.find(as_of)), start, end, as_of)
-    judged = collect.with_labels(mine, landed)
-    judged = judged[(judged["event_time"] >= matured_start) & (judged["event_time"] < matured_end)]
-    quality = performance.by_day(judged)
-    recent = mine[mine["event_time"] >= end - timedelta(days=params.monitoring.drift_days)]
-    bundle = Bundle.load(champion.bundle)
-    profile = Profile.model_validate_json(bundle.profile)
-    drifts = drift.feature_drift(profile, collect.served_features(recent)) if len(recent) else []
-    report = {
-        "champion": champion.to_xcom(),
-        "expected_log_loss": _expected_log_loss(champion.version),
-        "days": [d.model_dump(mode="json") for d in quality],
-        "drifts": [asdict(d) for d in drifts],
-        "answers": {"all": len(answers), "champion": len(mine), "flagged": int((mine["flags"].str.len() > 0).sum())},
-    }
-    matured = sum(d.n for d in quality)
-    metrics = {f"psi_{d.name}": d.psi for d in drifts[:10]} | _pooled(judged)
-    digest = store.put(json.dumps(report, sort_keys=True).encode())
-    return MonitorRef(
-        day=window_end, as_of=as_of, version=champion.version, predictions=len(mine), matured=matured, report=digest, metrics=metrics
+    champion = _require_champion(as_of)
+    return daily.measure(
+        champion, _expected_log_loss(champion.version), snapshots.restore(snapshots.find(as_of)), window_end, as_of
     )
 
 
@@ -443,32 +418,12 @@ def _require_champion(as_of: datetime) -> Deployed:
     return champion
 
 
-def _lineage(bundle: str, name: str) -> Any:
+def _tuned(bundle: str) -> dict[str, float]:
+    """The settings that the search chose for a packaged model."""
     from ml.packaging.bundle import Bundle
 
-    return json.loads(Bundle.load(bundle).card.lineage[name])
-
-
-def _lineage_of(plan: TrainPlan, features: FeatureSetRef, model: ModelRef, tuned: dict[str, float]) -> dict[str, str]:
-    """Where a model comes from, as strings: in the bundle and as tags in the registry."""
-    from ml.config import load_params
-    from ml.revision import revision
-
-    return {
-        "snapshot": plan.snapshot.digest,
-        "feature_code": features.code,
-        "params": load_params().digest(),
-        "revision": revision(),
-        "train": str(plan.train),
-        "trained_until": plan.train.end.isoformat(),
-        "holdout": str(plan.holdout),
-        "as_of": plan.as_of.isoformat(),
-        "trigger": plan.trigger,
-        "reason": plan.reason,
-        "champion": plan.champion_version or "none",
-        "model": model.digest,
-        "tuned": json.dumps(tuned, sort_keys=True),
-    }
+    tuned: dict[str, float] = json.loads(Bundle.load(bundle).card.lineage["tuned"])
+    return tuned
 
 
 def _study(plan: TrainPlan, features: FeatureSetRef) -> str:
@@ -483,15 +438,6 @@ def _study(plan: TrainPlan, features: FeatureSetRef) -> str:
     return f"{params.problem.name}-{hashlib.sha256('/'.join(identity).encode()).hexdigest()[:16]}"
 
 
-def _feature_rows(features: FeatureSetRef) -> pd.DataFrame:
-    import pyarrow.parquet as pq
-
-    from ml import store
-
-    table: pd.DataFrame = pq.read_table(io.BytesIO(store.get(features.digest))).to_pandas()
-    return table
-
-
 def _expected_log_loss(version: str) -> float:
     """The champion's holdout log-loss, from the ledger's gate entry."""
     from ml import ledger
@@ -499,35 +445,6 @@ def _expected_log_loss(version: str) -> float:
 
     for entry in ledger.entries("gate", subject=f"v{version}"):
         return float(entry.evidence["metrics"]["candidate_log_loss"])
-    raise NotFoundError(f"no gate entry for version {version} in the ledger", "it was not registered by `register`; train a new one")
-
-
-def _pooled(judged: pd.DataFrame) -> dict[str, float]:
-    from ml import metrics
-
-    matured = judged[judged["label"].notna()]
-    if matured.empty:
-        return {}
-    return metrics.summary(matured["label"].to_numpy(float), matured["probability"].to_numpy(float))
-
-
-def _examples(plan: TrainPlan, parts: Any, X: pd.DataFrame) -> list[Any]:
-    """Recorded answers: raw request, features as they were, and what the graph says to them."""
-    from ml.config import load_params
-    from ml.data import rows, snapshots
-    from ml.features.inputs import midnight
-    from ml.packaging.bundle import Example
-    from ml.packaging.parity import predict, session
-
-    params, encoding = load_params(), parts.fitted.encoding
-    spec = params.tables[params.problem.table]
-    names = [*encoding.numeric, *encoding.text]
-    raw = rows.problem_rows(snapshots.restore(plan.snapshot), midnight(plan.holdout.start), midnight(plan.holdout.end), plan.as_of)
-    by_id = {row["entity_id"]: row for row in raw.select(["entity_id", *(c for c in spec.columns if c not in spec.outcomes)]).to_pylist()}
-    answers = predict(session(parts.onnx), encoding.numeric, encoding.text, X)
-    made = []
-    for (_, row), probability in zip(X.iterrows(), answers, strict=True):
-        request = {c: v.isoformat() if isinstance(v, datetime) else v for c, v in by_id[row["entity_id"]].items() if c != "entity_id"}
-        values = {n: None if row[n] is None or row[n] != row[n] else row[n] for n in names}
-        made.append(Example(request=request, features=values, probability=float(probability)))
-    return made
+    raise NotFoundError(
+        f"no gate entry for version {version} in the ledger", "it was not registered by `register`; train a new one"
+    )

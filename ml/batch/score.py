@@ -52,7 +52,9 @@ def score_features(bundle: Bundle, features: pa.Table, version: str, as_of: date
 
 
 def write_partitions(answers: pa.Table, days: Sequence[date]) -> list[str]:
-    """Writes one partition per day, written aside and renamed; returns their names. A day without rows gets an empty partition."""
+    """Writes one partition per day, written aside and renamed; returns their names. A day without rows gets an empty
+    partition.
+    """
     folder().mkdir(parents=True, exist_ok=True)
     day_of = pc.cast(answers["event_time"], pa.date32())
     names = []

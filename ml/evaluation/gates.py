@@ -22,7 +22,8 @@ class Contender:
     trained_until: date
 
 
-def judge(y_true: np.ndarray, days: np.ndarray, candidate: Contender, champion: Contender | None, baselines: dict[str, np.ndarray],
+def judge(y_true: np.ndarray, days: np.ndarray, candidate: Contender, champion: Contender | None, baselines: dict[str,
+np.ndarray],
           holdout: Window, gates: Gates, seed: int) -> Decision:  # fmt: skip
     """Compares the candidate with floor, baselines and champion on the same rows.
 
@@ -49,7 +50,9 @@ def judge(y_true: np.ndarray, days: np.ndarray, candidate: Contender, champion: 
 
     bar = min(baselines, key=lambda name: metrics.log_loss(y_true, baselines[name]))
     over_baseline = against(baselines[bar])
-    checks.append(_check("better_than_baseline", over_baseline.high, "<", 0.0, n, _words(f"log-loss minus {bar}'s", over_baseline)))
+    checks.append(
+        _check("better_than_baseline", over_baseline.high, "<", 0.0, n, _words(f"log-loss minus {bar}'s", over_baseline))
+    )
     if champion is not None:
         over_champion = against(champion.y_proba)
         checks.append(_untouched(champion, holdout, n))
@@ -68,11 +71,14 @@ def judge(y_true: np.ndarray, days: np.ndarray, candidate: Contender, champion: 
 def _check(name: str, value: float, sign: str, threshold: float, n: int, what: str) -> Check:
     holds = {">=": value >= threshold, "<=": value <= threshold, "<": value < threshold}[sign]  # NaN never holds
     detail = what if "[" in what else f"{what} {value:.4f}"
-    return Check(name=name, passed=bool(holds), value=value, threshold=threshold, n=n, detail=f"{detail}, must be {sign} {threshold:g}")
+    return Check(
+        name=name, passed=bool(holds), value=value, threshold=threshold, n=n, detail=f"{detail}, must be {sign} {threshold:g}"
+    )
 
 
 def _words(what: str, interval: Interval) -> str:
-    return f"{what}: {interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}] over {interval.rows:,} rows of {interval.days} days"
+    bounds = f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+    return f"{what}: {bounds} over {interval.rows:,} rows of {interval.days} days"
 
 
 def _untouched(model: Contender, holdout: Window, n: int) -> Check:

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-from matplotlib.figure import Figure  # noqa: E402  (the backend must be chosen first)
+from matplotlib.figure import Figure
 
 
 def calibration(y_true: np.ndarray, answers: dict[str, np.ndarray], bins: int = 10) -> bytes:

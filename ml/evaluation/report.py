@@ -11,7 +11,9 @@ from ml.evaluation.plots import by_day, calibration
 from ml.refs import Decision
 
 
-def build_report(y_true: np.ndarray, days: np.ndarray, answers: dict[str, np.ndarray], decision: Decision) -> tuple[bytes, dict[str, float]]:
+def build_report(
+    y_true: np.ndarray, days: np.ndarray, answers: dict[str, np.ndarray], decision: Decision
+) -> tuple[bytes, dict[str, float]]:
     """Packs report and pictures.
 
     Args:

@@ -18,7 +18,9 @@ class Interval:
     days: int
 
 
-def paired_by_day(first: np.ndarray, second: np.ndarray, days: np.ndarray, confidence: float, resamples: int, seed: int) -> Interval:
+def paired_by_day(
+    first: np.ndarray, second: np.ndarray, days: np.ndarray, confidence: float, resamples: int, seed: int
+) -> Interval:
     """Bootstrap interval of ``mean(first - second)`` over rows, resampling days as blocks.
 
     Method: non-overlapping block bootstrap (Carlstein 1986, Annals of Statistics 14:1171), paired on rows, percentile interval.

@@ -1,7 +1,7 @@
 """What a feature is, and what a feature module declares.
 
-A module under ``ml/features/`` binds one team's problem: its history views and its request-time features. Everything that computes
-them is shared, so training, batch scoring and serving cannot differ.
+A module under ``ml/features/`` binds one team's problem: its history views and its request-time features. Everything that
+computes them is shared, so training, batch scoring and serving cannot differ.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Row = Mapping[str, Any]
 class Feature:
     """One model input.
 
-    `kind`: ``numeric`` goes in as it is (missing allowed); ``cyclic`` holds integers ``0 … period-1`` and becomes sine and cosine inside
-    the model's graph; ``text`` is encoded inside the graph.
+    `kind`: ``numeric`` goes in as it is (missing allowed); ``cyclic`` holds integers ``0 … period-1`` and becomes sine and
+    cosine inside the model's graph; ``text`` is encoded inside the graph.
     """
 
     name: str
@@ -46,7 +46,8 @@ CALENDAR = {
 class Recent:
     """Outcomes of the same entity that became known in ``(tick - hours, tick]``: count, rate of the label, mean of `value`.
 
-    `value` is an integer column, so that sums are exact and do not depend on the order of rows. No outcome: count 0, the others missing.
+    `value` is an integer column, so that sums are exact and do not depend on the order of rows. No outcome: count 0, the others
+    missing.
     """
 
     name: str
@@ -141,7 +142,9 @@ def load_module(params: Params) -> FeatureModule:
     try:
         module = importlib.import_module(name).MODULE
     except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigError(f"features.module = {name!r}: {error}", "name a module under ml/features/ that defines MODULE") from None
+        raise ConfigError(
+            f"features.module = {name!r}: {error}", "name a module under ml/features/ that defines MODULE"
+        ) from None
     assert isinstance(module, FeatureModule)
     return module
 
@@ -159,7 +162,9 @@ def code_digest(params: Params) -> str:
 def _raw_module(params: Params) -> FeatureModule:
     table = params.tables[params.problem.table]
     raw = {c: t for c, t in table.columns.items() if c not in table.outcomes and t in ("string", "int", "float", "bool")}
-    features = [Feature(c, f"raw column {c}", "text" if t == "string" else "numeric") for c, t in raw.items() if c not in CALENDAR]
+    features = [
+        Feature(c, f"raw column {c}", "text" if t == "string" else "numeric") for c, t in raw.items() if c not in CALENDAR
+    ]
 
     def request(row: Row, looked_up: Row) -> dict[str, Value]:
         values: dict[str, Value] = {c: row[c] if t == "string" or row[c] is None else float(row[c]) for c, t in raw.items()}

@@ -75,7 +75,9 @@ def request_features(row: Row, looked_up: Row) -> dict[str, Value]:
         "minute_of_day": float(there.hour * 60 + there.minute),
         "days_to_holiday": calendar.days_to_holiday(there.date(), "US"),
         "distance": row["distance"],
-        "scheduled_minutes": None if departure is None or arrival is None else float((_minutes(arrival) - _minutes(departure)) % 1440),
+        "scheduled_minutes": None
+        if departure is None or arrival is None
+        else float((_minutes(arrival) - _minutes(departure)) % 1440),
         "aircraft_age": None if year is None else there.year - year,
         "seats": looked_up["plane_seats"],
         "carrier": row["carrier"],

@@ -17,7 +17,8 @@ def values_at(view: View, points: pa.Table, table: pa.Table) -> pa.Table:
     Args:
         view: what to compute.
         points: columns of ``view.entity`` and ``tick`` (timestamp, UTC); duplicates and missing entities allowed.
-        table: rows with ``view.entity``, ``known_at``, ``event_time`` and the columns that the view reads; rows whose ``known_at`` is
+        table: rows with ``view.entity``, ``known_at``, ``event_time`` and the columns that the view reads; rows whose
+        ``known_at`` is
             missing are not known and never count.
 
     Returns:

@@ -8,8 +8,8 @@ from datetime import datetime
 import duckdb
 import pyarrow as pa
 
-from ml.errors import EvergreenError
 from ml.config import Params
+from ml.errors import EvergreenError
 from ml.features.definitions import Recent, View, load_module
 from ml.features.history import values_at
 
@@ -52,7 +52,7 @@ def compute(params: Params, rows: pa.Table, tables: Mapping[str, pa.Table], as_o
     raw_columns = [c for c in spec.columns if c not in spec.outcomes]
     points = rows.append_column("tick", ticks(rows["prediction_time"], as_of, params.features.tick_minutes))
     columns = {name: points[name] for name in (*IDENTITY, "tick")}
-    looked_up = {}
+    looked_up: dict[str, pa.ChunkedArray] = {}
     for view in module.views:
         found = values_at(view, points, tables[source_table(view, problem_table)])
         looked_up |= {name: found[name] for name in view.columns}

@@ -51,7 +51,9 @@ class OnlineStore:
         rows = [(view, key, json.dumps(values)) for view, keyed in views.items() for key, values in keyed.items()]
         with self._connect() as connection:
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("CREATE TABLE IF NOT EXISTS features (view TEXT, key TEXT, payload TEXT, PRIMARY KEY (view, key)) WITHOUT ROWID")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS features (view TEXT, key TEXT, payload TEXT, PRIMARY KEY (view, key)) WITHOUT ROWID"
+            )
             connection.execute("CREATE TABLE IF NOT EXISTS tick (at TEXT)")
             connection.execute("BEGIN IMMEDIATE")
             stored = connection.execute("SELECT at FROM tick").fetchone()
@@ -166,7 +168,10 @@ class Assembler:
             due = floor_to_tick(event_time - lead, minutes)
             late = "features_missing" if tick is None else "features_stale" if tick < due else None
             flags.append([late] if late and self.module.views else [])
-        ids = ["-".join([*(str(row[c]) for c in self.params.problem.id), f"{at:%Y%m%dT%H%M}"]) for row, at in zip(rows, event_times, strict=True)]
+        ids = [
+            "-".join([*(str(row[c]) for c in self.params.problem.id), f"{at:%Y%m%dT%H%M}"])
+            for row, at in zip(rows, event_times, strict=True)
+        ]
         return Assembled(features, flags, ids, event_times, [at - lead for at in event_times], tick)
 
     def _event_times(self, rows: Sequence[Mapping[str, Any]]) -> list[datetime]:

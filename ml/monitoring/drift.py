@@ -16,7 +16,9 @@ FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class FeatureDrift:
-    """`psi` ≥ 0, unbounded; `ks` 0–1 and its p-value for numeric features, None for text. `missing`: share of the current window."""
+    """`psi` ≥ 0, unbounded; `ks` 0–1 and its p-value for numeric features, None for text. `missing`: share of the current
+    window.
+    """
 
     name: str
     psi: float
@@ -29,7 +31,8 @@ class FeatureDrift:
 def psi(reference: np.ndarray, current: np.ndarray) -> float:
     """Population stability index of two count vectors of one shape (bins,); symmetric, 0 = same shares.
 
-    ``Σ (c - r) · ln(c / r)`` over shares r, c; an empty bin counts as FLOOR. Rule of thumb: < 0.1 stable, > 0.2 shifted (Siddiqi 2006,
+    ``Σ (c - r) · ln(c / r)`` over shares r, c; an empty bin counts as FLOOR. Rule of thumb: < 0.1 stable, > 0.2 shifted
+    (Siddiqi 2006,
     Credit Risk Scorecards). NaN when either vector is empty or sums to 0.
 
     >>> round(psi(np.array([50, 50]), np.array([60, 40])), 4)

@@ -43,7 +43,7 @@ def decide(
               detail=f"log-loss above {limit:.3f} (holdout {expected_log_loss:.3f} + {params.harm_margin:g}) on {len(harmed)} of "
                      f"{len(days)} days, {params.confirm_days} wanted"),
         Check(name="newest_day_harmed", passed=newest is not None and newest > limit, value=newest, threshold=limit,
-              n=days[-1].n if days else 0, detail=f"log-loss of the newest matured day {_shown(newest)}, above {limit:.3f} wanted"),
+              n=days[-1].n if days else 0, detail=f"newest matured day's log-loss {_shown(newest)}, above {limit:.3f} wanted"),
         Check(name="not_cooling_down", passed=over is None or over >= 0, value=over, threshold=0.0, n=n,
               detail=f"last request {last_request or 'never'}, none again before {cool_until or '-'}"),
     ]  # fmt: skip

@@ -15,8 +15,9 @@ GRID = 200
 class NumericProfile(BaseModel):
     """Counts of the reference in bins of (about) equal count, and its quantiles.
 
-    `edges` are the inner bin edges (strictly increasing; bin i holds ``edges[i-1] < x <= edges[i]``), `counts` has one more entry.
-    `quantiles` are the values at ``(i + ½) / GRID``: a sample that stands for the reference in a KS test. `missing` counts NaN.
+    `edges` are the inner bin edges (strictly increasing; bin i holds ``edges[i-1] < x <= edges[i]``), `counts` has one more
+    entry. `quantiles` are the values at ``(i + ½) / GRID``: a sample that stands for the reference in a KS test. `missing`
+    counts NaN.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,7 +1,7 @@
 """One ONNX graph from typed features to probability, assembled by hand: encodings as maps and look-up tables, then the booster.
 
-Converters of whole pipelines were found to be wrong without an error (sparse one-hot, scaled inputs, sine against numpy); maps and tables
-are exact. Only the booster itself is converted.
+Converters of whole pipelines were found to be wrong without an error (sparse one-hot, scaled inputs, sine against numpy); maps
+and tables are exact. Only the booster itself is converted.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def export(encoding: Encoding, booster: xgb.Booster, metadata: dict[str, str] | 
 
 def _booster_nodes(booster: xgb.Booster, n_columns: int) -> list[onnx.NodeProto]:
     """The booster's own nodes, reading ``matrix`` and writing ``probabilities`` (n, 2)."""
-    converted = convert_xgboost(booster, initial_types=[("matrix", FloatTensorType([None, n_columns]))], target_opset=15)  # its highest
+    converted = convert_xgboost(
+        booster, initial_types=[("matrix", FloatTensorType([None, n_columns]))], target_opset=15
+    )  # its highest
     nodes = list(converted.graph.node)
     if converted.graph.initializer:
         raise ValueError(f"expected a booster without constants, but got {[c.name for c in converted.graph.initializer]}")

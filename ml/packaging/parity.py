@@ -44,7 +44,9 @@ def check_parity(graph: bytes, booster: xgb.Booster, encoding: Encoding, X: pd.D
         found = predict(onnx, encoding.numeric, encoding.text, rows)
         worst = float(np.abs(expected - found).max()) if len(rows) else float("nan")
         passed = bool(worst <= tolerance)  # NaN fails
-        checks.append(Check(name=name, passed=passed, value=worst, threshold=tolerance, n=len(rows), detail="largest |Δ probability|"))
+        checks.append(
+            Check(name=name, passed=passed, value=worst, threshold=tolerance, n=len(rows), detail="largest |Δ probability|")
+        )
     verdict = "equal" if all(c.passed for c in checks) else "different"
     worst_check = max(checks, key=lambda c: np.inf if c.value is None or np.isnan(c.value) else c.value)
     reason = f"largest difference {worst_check.value:.1e} on {worst_check.name} (allowed {tolerance:.0e})"
@@ -52,26 +54,23 @@ def check_parity(graph: bytes, booster: xgb.Booster, encoding: Encoding, X: pd.D
 
 
 def _with_missing(encoding: Encoding, X: pd.DataFrame) -> pd.DataFrame:
-    rows = X.copy()
-    for i, name in enumerate(n for n in encoding.numeric if n not in encoding.periods):
-        rows.iloc[i % 7 :: 7, rows.columns.get_loc(name)] = np.nan
-    for i, name in enumerate(encoding.text):
-        rows.iloc[i % 5 :: 5, rows.columns.get_loc(name)] = None
-    return rows
+    """Every feature missing in some rows: each seventh for numbers, each fifth for text, starting at different rows."""
+    at = np.arange(len(X))
+    plain = [name for name in encoding.numeric if name not in encoding.periods]
+    changed = {name: X[name].mask(at % 7 == i % 7) for i, name in enumerate(plain)}
+    changed |= {name: X[name].mask(at % 5 == i % 5, None) for i, name in enumerate(encoding.text)}
+    return X.assign(**changed)
 
 
 def _at_thresholds(booster: xgb.Booster, encoding: Encoding, row: pd.Series) -> pd.DataFrame:
-    """One row per (plain numeric feature, threshold, one float32 below / at / above)."""
+    """One row per (plain numeric feature, threshold, one float32 below / at / above); all else as in `row`."""
     splits = booster.trees_to_dataframe()
     splits = splits[splits["Feature"] != "Leaf"].drop_duplicates(["Feature", "Split"])
     plain = {f"f{i}": c for i, c in enumerate(encoding.columns) if c in encoding.numeric}
-    changed: list[dict[str, object]] = []
+    rows = []
     for feature, threshold in zip(splits["Feature"], splits["Split"], strict=True):
         if feature in plain:
             at = np.float32(threshold)
-            changed += [{plain[feature]: float(v)} for v in (np.nextafter(at, np.float32(-np.inf)), at, np.nextafter(at, np.float32(np.inf)))]
-    rows = pd.DataFrame([row] * len(changed)).reset_index(drop=True).astype({n: float for n in encoding.numeric})
-    for i, change in enumerate(changed):
-        for name, value in change.items():
-            rows.loc[i, name] = value
-    return rows
+            beside = (np.nextafter(at, np.float32(-np.inf)), at, np.nextafter(at, np.float32(np.inf)))
+            rows += [row.to_dict() | {plain[feature]: float(value)} for value in beside]
+    return pd.DataFrame(rows, columns=row.index)

@@ -20,7 +20,9 @@ class Fold:
     y_validation: np.ndarray
 
     @classmethod
-    def build(cls, X_fit: np.ndarray, y_fit: np.ndarray, X_validation: np.ndarray, y_validation: np.ndarray, params: Train) -> Fold:
+    def build(
+        cls, X_fit: np.ndarray, y_fit: np.ndarray, X_validation: np.ndarray, y_validation: np.ndarray, params: Train
+    ) -> Fold:
         bins = int(params.xgboost.get("max_bin", 256))
         fit = xgb.QuantileDMatrix(X_fit, y_fit, max_bin=bins, nthread=params.threads)
         validation = xgb.QuantileDMatrix(X_validation, y_validation, ref=fit, max_bin=bins, nthread=params.threads)

@@ -38,7 +38,9 @@ def labelled(table: pd.DataFrame, window: Window) -> pd.DataFrame:
 def fold_objective(
     table: pd.DataFrame, folds: Sequence[tuple[Window, Window]], features: Sequence[Feature], params: Params
 ) -> Callable[[Mapping[str, float]], tuple[float, int]]:
-    """Builds each fold's matrices once; the returned function gives (mean validation log-loss, median rounds) of some settings."""
+    """Builds each fold's matrices once; the returned function gives (mean validation log-loss, median rounds) of some
+    settings.
+    """
     built = []
     for fit_window, validation_window in folds:
         fit_rows = labelled(table, fit_window).tail(params.tune.rows)
@@ -47,7 +49,9 @@ def fold_objective(
         _enough(len(validation), 1, f"validation fold {validation_window}")
         y_fit, y_validation = fit_rows["label"].to_numpy(), validation["label"].to_numpy()
         encoding = fit_encoding(features, fit_rows, y_fit)
-        built.append(booster.Fold.build(encode(encoding, fit_rows), y_fit, encode(encoding, validation), y_validation, params.train))
+        built.append(
+            booster.Fold.build(encode(encoding, fit_rows), y_fit, encode(encoding, validation), y_validation, params.train)
+        )
     integers = {name for name, d in params.tune.space.items() if d.int}
 
     def objective(chosen: Mapping[str, float]) -> tuple[float, int]:
@@ -69,7 +73,9 @@ def fit_model(table: pd.DataFrame, window: Window, features: Sequence[Feature], 
     _enough(len(rows), params.train.min_rows, f"train window {window}")
     y_true = rows["label"].to_numpy()
     if len(np.unique(y_true)) < 2:
-        raise NotEnoughDataError(f"all {len(rows):,} labels of {window} are {y_true[0]:g}", "check problem.label, or widen train.window_days")
+        raise NotEnoughDataError(
+            f"all {len(rows):,} labels of {window} are {y_true[0]:g}", "check problem.label, or widen train.window_days"
+        )
     encoding = fit_encoding(features, rows, y_true)
     matrix = encode(encoding, rows)
     integers = {name for name, d in params.tune.space.items() if d.int}

@@ -1,4 +1,6 @@
-"""Splits by time: train window, tuning folds inside it, untouched holdout after it, a gap of the label's delay before each judge."""
+"""Splits by time: train window, tuning folds inside it, untouched holdout after it, a gap of the label's delay before each
+judge.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
 """Tuning: workers share one Optuna study, and the winner does not depend on who was faster.
 
-Each trial's settings are known before any worker starts (defaults, the champion's, then a seeded quasi-random sequence), and a trial has a
-slot number; the slots are dealt out in a seeded order. A slot that is already in the study is not run again, so a killed worker's retry goes
-on where it stopped. The price is that no trial learns from another: see docs/adr/0003.
+Each trial's settings are known before any worker starts (defaults, the champion's, then a seeded quasi-random sequence), and a
+trial has a slot number; the slots are dealt out in a seeded order. A slot that is already in the study is not run again, so a
+killed worker's retry goes on where it stopped. The price is that no trial learns from another: see docs/adr/0003.
 """
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 import warnings
@@ -15,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -58,7 +58,9 @@ def distributions(params: Tune) -> dict[str, optuna.distributions.BaseDistributi
 
 
 def slots(params: Tune, champion: Mapping[str, float] | None, seed: int) -> list[dict[str, float]]:
-    """The settings of every trial, in order: the declared defaults, the champion's where they fit the space, a scrambled Sobol sequence."""
+    """The settings of every trial, in order: the declared defaults, the champion's where they fit the space, a scrambled
+    Sobol sequence.
+    """
     chosen = [{name: d.default for name, d in params.space.items()}]
     if champion is not None and set(champion) == set(params.space):
         chosen.append({n: min(max(champion[n], d.low), d.high) for n, d in params.space.items()})
@@ -94,7 +96,7 @@ def run_worker(
     every = slots(params, champion, seed)
     there = {t.user_attrs["slot"] for t in study.get_trials(deepcopy=False)}
     space, began, done = distributions(params), time.monotonic(), 0
-    dealt = random.Random(seed).sample(range(len(every)), len(every))  # neighbours in a Sobol sequence cost alike: deal them out evenly
+    dealt = np.random.default_rng(seed).permutation(len(every)).tolist()  # neighbours in a Sobol sequence cost alike
     for slot in dealt[worker :: params.workers]:
         if slot in there:
             continue
