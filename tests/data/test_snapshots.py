@@ -66,10 +66,12 @@ def test_snapshot__of_changed_bytes_is_a_new_version_and_the_old_one_stays(deliv
     assert contents(restore(second)) == contents() != before
 
 
-def test_snapshot__sends_only_what_is_new(delivery: Delivery) -> None:
+def test_snapshot__sends_only_what_is_new(delivery: Delivery, caplog: pytest.LogCaptureFixture) -> None:
     ingest(0)
     before = remote_files()
+    caplog.set_level("INFO", "ml.data.snapshots")
     ingest(1)
+    assert "pushing 3 new of 5 files" in caplog.text, "the others are not even asked about"
     # flights and weather of the new day, flights of the day before with its late outcomes, the listing
     assert len(remote_files() - before) == 4
 
@@ -171,6 +173,19 @@ def test_restore__by_two_processes_at_once(delivery: Delivery) -> None:
     assert folders == {str(restore(ref))}
     assert contents(restore(ref)) == contents()
     assert [p.name for p in (settings().var / "workspaces").iterdir()] == [ref.digest.removesuffix(".dir")]
+
+
+def test_restore__appears_whole(delivery: Delivery) -> None:
+    ref = ingest(0, 4)
+    folder = settings().var / "workspaces" / ref.digest.removesuffix(".dir")
+    process = restorer(ref)
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    while not folder.exists() and process.poll() is None:
+        pass
+    assert len([*folder.glob("*/*.parquet")]) == ref.files
+    process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.2])

@@ -92,6 +92,14 @@ def test_few_bad_rows__again_has_the_same_effect(delivery: Delivery) -> None:
     assert states[0] == states[1]
 
 
+def test_few_bad_rows__in_a_table_without_time_make_no_new_file_each_night(delivery: Delivery) -> None:
+    delivery.edit("planes", 0, first(1, seats=0))
+    for day in (0, 1):
+        with pytest.raises(DataQualityError, match="table 'planes', column 'seats'"):
+            validate(land_days(day))
+    assert landed_days("planes") == ["2013-01-02"]
+
+
 def test_many_bad_rows__put_their_day_in_quarantine_whole(delivery: Delivery) -> None:
     delivery.edit("flights", 1, lambda rows: first(len(rows) // 10, minute=75)(rows))  # 10 % > landing.max_bad_row_share
     landing = land_days(0, 3)
