@@ -129,5 +129,5 @@ def test_smoke__the_bento_of_the_version__passes_every_check(bundle: bytes, buil
 def test_smoke__bento_of_another_bundle__fails_on_bundle_and_parity(built: tuple[str, bytes], workspace: Path) -> None:
     decision = smoke_bento(built[1], Bundle.from_bytes(sample_bundle(bias=1.0)))
     failed = {check.name for check in decision.checks if not check.passed}
-    assert (decision.verdict, failed) == ("fail", {"bundle", "parity"})
+    assert (decision.verdict, failed) == ("fail", {"bundle", "parity"}), decision.model_dump_json(indent=1)
     assert json.loads(decision.model_dump_json())["reason"].startswith("bundle: serves ")
