@@ -176,7 +176,9 @@ def test_restore__by_two_processes_at_once(delivery: Delivery) -> None:
 
 
 def test_restore__appears_whole(delivery: Delivery) -> None:
-    ref = ingest(0, 4)
+    ingest(0)
+    raw_file("weather", "2013-01-09").write_bytes(bytes(40_000_000))  # takes long enough to write to be seen half done
+    ref = snapshot(datetime(2013, 1, 10))
     folder = settings().var / "workspaces" / ref.digest.removesuffix(".dir")
     process = restorer(ref)
     assert process.stdin is not None
@@ -184,7 +186,7 @@ def test_restore__appears_whole(delivery: Delivery) -> None:
     process.stdin.flush()
     while not folder.exists() and process.poll() is None:
         pass
-    assert len([*folder.glob("*/*.parquet")]) == ref.files
+    assert sum(path.stat().st_size for path in folder.glob("*/*.parquet")) == ref.size
     process.communicate(timeout=60)
 
 
