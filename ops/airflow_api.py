@@ -18,6 +18,8 @@ from ops import environment
 
 POLL_SECONDS = 0.3
 OVER = {"success", "failed", "skipped", "upstream_failed", "removed"}
+PATIENCE_SECONDS = 300.0
+"""A run in which no task ends for this long is stuck: no step of the demo or of a test takes as long."""
 LOG_LINES = 15
 
 
@@ -58,11 +60,14 @@ class Airflow:
         """
         deadline = time.monotonic() + seconds
         while missing := names - {dag["dag_id"] for dag in self._get("/dags", limit=100)["dags"]}:
-            if broken := self._get("/importErrors")["import_errors"]:
-                raise EvergreenError(f"{broken[0]['filename']} does not parse:\n{broken[0]['stack_trace']}", "mend it")
+            self._require_parsed()
             if time.monotonic() > deadline:
                 raise EvergreenError(f"DAGs are not there after {seconds:.0f} s: {', '.join(sorted(missing))}", "see airflow.log")
             time.sleep(POLL_SECONDS)
+
+    def _require_parsed(self) -> None:
+        if broken := self._get("/importErrors")["import_errors"]:
+            raise EvergreenError(f"{broken[0]['filename']} does not parse:\n{broken[0]['stack_trace']}", "mend it")
 
     def trigger(self, dag: str, logical_date: datetime | None = None, conf: dict[str, Any] | None = None) -> str:
         """Starts a run and returns its id; `logical_date` (UTC) is the end of a scheduled run's data interval."""
@@ -97,6 +102,7 @@ class Airflow:
             RunFailedError: the run failed.
         """
         shown: set[tuple[str, int, int]] = set()
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             run = self._get(f"/dags/{dag}/dagRuns/{run_id}")  # before its tasks: when it is over, so are they
             tasks = self._get(f"/dags/{dag}/dagRuns/{run_id}/taskInstances", limit=200)["task_instances"]
@@ -104,9 +110,13 @@ class Airflow:
                 identity = (task["task_id"], task["map_index"], task["try_number"])
                 if (task["state"] in OVER or task["state"] == "up_for_retry") and identity not in shown:
                     shown.add(identity)
+                    deadline = time.monotonic() + PATIENCE_SECONDS
                     self._show(dag, task)
             if run["state"] in ("success", "failed"):
                 break
+            if time.monotonic() > deadline:
+                self._require_parsed()
+                raise EvergreenError(f"{dag}: no task ended within {PATIENCE_SECONDS:.0f} s", f"look at {self.base}/dags/{dag}")
             time.sleep(POLL_SECONDS)
         if run["state"] == "failed":
             raise self._explain(dag, run_id, tasks)

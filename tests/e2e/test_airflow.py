@@ -1,0 +1,146 @@
+"""The loop on a real Airflow: what is not scheduled, what a killed task does, what a backfill must not do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ops.airflow_api import Airflow, RunFailedError
+from tests.e2e.conftest import Place
+
+pytestmark = pytest.mark.e2e
+
+DAYS = {"start": "2013-01-01", "end": "2013-01-21"}
+AS_OF = datetime(2013, 1, 21, 3)
+
+
+def test_up__with_a_port_in_use_starts_nothing_and_says_what_to_change(place: Place) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", place.settings.mlflow_port))
+        other.listen()
+        refused = place.services("up")
+    assert refused.returncode == 2
+    assert f"port {place.settings.mlflow_port}" in refused.stderr
+    assert f"EVERGREEN_MLFLOW_PORT={place.settings.mlflow_port + 1}" in refused.stderr
+    assert not (place.settings.var / "run").exists()
+
+
+def test_schedule__nothing_of_2013_is_run_by_itself(airflow: Airflow) -> None:
+    for name in ("ingest", "train", "drift", "score", "online"):
+        dag = airflow.http.get(f"/dags/{name}").json()
+        assert dag["is_paused"] is False
+        assert dag["next_dagrun_run_after"] is None
+        assert airflow.run_ids(name) == set()
+
+
+def test_ingest__by_hand_after_the_end_date_lands_and_emits(airflow: Airflow, place: Place) -> None:
+    run = airflow.run("ingest", conf=DAYS)
+    assert set(run.states.values()) == {"success"}
+    assert len(list((place.settings.data / "raw" / "flights").glob("*.parquet"))) == 20
+    assert _events(airflow, "raw_data") == [("ingest", run.run_id)]
+    assert 0 < run.busy < run.seconds
+
+
+def test_backfill__lands_but_emits_no_event(airflow: Airflow) -> None:
+    body = {
+        "dag_id": "ingest",
+        "from_date": "2013-01-19T02:00:00Z",
+        "to_date": "2013-01-19T02:00:00Z",
+        "reprocess_behavior": "none",
+        "max_active_runs": 1,
+        "run_backwards": False,
+        "dag_run_conf": {},
+    }
+    before, events = airflow.run_ids("ingest"), _events(airflow, "raw_data")
+    airflow.http.post("/backfills", json=body).raise_for_status()
+    run = airflow.follow_new("ingest", before)
+    assert run.run_id.startswith("backfill__")
+    assert run.states["snapshot"] == "success"
+    assert _events(airflow, "raw_data") == events
+
+
+def test_train__of_which_fit_was_killed_registers_one_version(airflow: Airflow, place: Place) -> None:
+    run_id = airflow.trigger("train", AS_OF)
+    killed = _kill_when_running(airflow, "train", run_id, "fit")
+    run = airflow.follow("train", run_id)
+    task = _instance(airflow, "train", run_id, "fit")
+    assert (task["state"], task["try_number"]) == ("success", 2)
+    assert not psutil.pid_exists(killed)
+    assert run.states["register"] == "success"
+    assert _versions(place) == "['1']"
+
+    cleared = {"dry_run": False, "task_ids": ["register"], "dag_run_id": run_id, "reset_dag_runs": True, "only_failed": False}
+    airflow.http.post("/dags/train/clearTaskInstances", json=cleared).raise_for_status()
+    airflow.follow("train", run_id)
+    assert _instance(airflow, "train", run_id, "register")["try_number"] == 2
+    assert _versions(place) == "['1']"
+
+
+def test_train__without_a_time_after_the_source_ended_fails_at_once_with_the_cure(airflow: Airflow) -> None:
+    with pytest.raises(RunFailedError, match="fill in") as caught:
+        airflow.run("train")
+    assert "task plan failed" in str(caught.value)
+    assert "attempt=1.log" in str(caught.value)  # not retried: another try would say the same
+
+
+def test_release__of_a_backfilled_version_is_refused(airflow: Airflow) -> None:
+    version = {"version": "9", "bundle": "b", "model": "m", "verdict": "promote", "backfill": True, "run_id": "r"}
+    with pytest.raises(RunFailedError, match="version 9 comes from a backfill"):
+        airflow.run("release", conf={"version": version, "as_of": "2013-01-21T03:00:00"})
+
+
+def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, place: Place) -> None:
+    again = place.services("up", "airflow")
+    assert (again.returncode, "runs already" in again.stdout) == (0, True)
+    assert _processes(place.settings.var)
+    stopped = place.services("down")
+    assert stopped.returncode == 0
+    assert _processes(place.settings.var) == []
+    assert "nothing was running" in place.services("down").stdout
+
+
+def _events(airflow: Airflow, asset: str) -> list[tuple[str, str]]:
+    events = airflow.http.get("/assets/events", params={"limit": 100}).json()["asset_events"]
+    return [(event["source_dag_id"], event["source_run_id"]) for event in events if event["name"] == asset]
+
+
+def _instance(airflow: Airflow, dag: str, run_id: str, task: str) -> dict[str, Any]:
+    return dict(airflow.http.get(f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}").json())
+
+
+def _kill_when_running(airflow: Airflow, dag: str, run_id: str, task: str, seconds: float = 120) -> int:
+    """kill -9 of the task's own process, as soon as it runs."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        instance = _instance(airflow, dag, run_id, task)
+        if instance.get("state") == "running" and instance["pid"]:
+            os.kill(instance["pid"], signal.SIGKILL)
+            return int(instance["pid"])
+        time.sleep(0.02)
+    raise AssertionError(f"{task} did not run within {seconds} s")
+
+
+def _versions(place: Place) -> str:
+    return place.python(
+        "from ml import tracking; from ml.config import load_params; print(tracking.versions(load_params().problem.name))"
+    )
+
+
+def _processes(var: Path) -> list[str]:
+    """Living processes that were started for this place: it is in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("AIRFLOW_HOME") == str(var / "airflow") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
