@@ -120,11 +120,10 @@ class Airflow:
             time.sleep(POLL_SECONDS)
         if run["state"] == "failed":
             raise self._explain(dag, run_id, tasks)
-        order = ["success", "skipped"]
         states: dict[str, str] = {}
         for task in tasks:
-            known = states.get(task["task_id"], "success")
-            states[task["task_id"]] = max(known, task["state"], key=order.index)
+            if states.get(task["task_id"], "success") == "success":
+                states[task["task_id"]] = task["state"]
         return Run(dag, run_id, _between(run["queued_at"], run["end_date"]), busy_seconds(self.where, run_id), states)
 
     def _show(self, dag: str, task: dict[str, Any]) -> None:

@@ -50,17 +50,8 @@ def test_ingest__by_hand_after_the_end_date_lands_and_emits(airflow: Airflow, pl
 
 
 def test_backfill__lands_but_emits_no_event(airflow: Airflow) -> None:
-    body = {
-        "dag_id": "ingest",
-        "from_date": "2013-01-19T02:00:00Z",
-        "to_date": "2013-01-19T02:00:00Z",
-        "reprocess_behavior": "none",
-        "max_active_runs": 1,
-        "run_backwards": False,
-        "dag_run_conf": {},
-    }
     before, events = airflow.run_ids("ingest"), _events(airflow, "raw_data")
-    airflow.http.post("/backfills", json=body).raise_for_status()
+    _backfill(airflow, "ingest", "2013-01-19T02:00:00Z")
     run = airflow.follow_new("ingest", before)
     assert run.run_id.startswith("backfill__")
     assert run.states["snapshot"] == "success"
@@ -84,6 +75,19 @@ def test_train__of_which_fit_was_killed_registers_one_version(airflow: Airflow, 
     assert _versions(place) == "['1']"
 
 
+def test_backfill__of_train_registers_a_marked_version_and_announces_nothing(airflow: Airflow, place: Place) -> None:
+    before, events = airflow.run_ids("train"), _events(airflow, "candidate")
+    _backfill(airflow, "train", "2013-01-20T03:00:00Z")
+    run = airflow.follow_new("train", before)
+    version = airflow.http.get(f"/dags/train/dagRuns/{run.run_id}/taskInstances/register/xcomEntries/return_value").json()[
+        "value"
+    ]
+    assert version["backfill"] is True
+    assert run.states["announce"] == "skipped"
+    assert _events(airflow, "candidate") == events
+    assert _versions(place) == "['1', '2']"
+
+
 def test_train__without_a_time_after_the_source_ended_fails_at_once_with_the_cure(airflow: Airflow) -> None:
     with pytest.raises(RunFailedError, match="fill in") as caught:
         airflow.run("train")
@@ -105,6 +109,12 @@ def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, 
     assert stopped.returncode == 0
     assert _processes(place.settings.var) == []
     assert "nothing was running" in place.services("down").stdout
+
+
+def _backfill(airflow: Airflow, dag: str, logical_date: str) -> None:
+    body = {"dag_id": dag, "from_date": logical_date, "to_date": logical_date, "reprocess_behavior": "none"}
+    body |= {"max_active_runs": 1, "run_backwards": False, "dag_run_conf": {}}
+    airflow.http.post("/backfills", json=body).raise_for_status()
 
 
 def _events(airflow: Airflow, asset: str) -> list[tuple[str, str]]:
