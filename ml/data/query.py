@@ -1,9 +1,11 @@
-"""DuckDB for the expressions of params.yaml: one short-lived in-memory connection per statement, Arrow in and out."""
+"""DuckDB for the expressions of params.yaml and the joins of features: Arrow in, Arrow out, nothing kept."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 import duckdb
@@ -19,11 +21,17 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
 
 
 def query(statement: str, **tables: pa.Table) -> pa.Table:
-    """Runs one SQL statement over the given Arrow tables, by their names."""
-    with duckdb.connect(":memory:", config=CONFIG) as connection:
+    """Runs one SQL statement over the given Arrow tables, by their names. Safe in threads and after a fork."""
+    with _database(os.getpid()).cursor() as connection:  # a cursor is a connection of its own: names do not meet
         for name, table in tables.items():
             connection.register(name, table)
         return connection.sql(statement).to_arrow_table()
+
+
+@cache
+def _database(process: int) -> duckdb.DuckDBPyConnection:
+    """One empty in-memory database per process: opening one costs 20 ms, a cursor 1 ms."""
+    return duckdb.connect(":memory:", config=CONFIG)
 
 
 def quoted(name: str) -> str:

@@ -5,9 +5,9 @@ Both functions answer for *points*, a table with the entity's columns and ``tick
 
 from __future__ import annotations
 
-import duckdb
 import pyarrow as pa
 
+from ml.data.query import query
 from ml.features.definitions import Latest, Recent, View
 
 
@@ -24,12 +24,8 @@ def values_at(view: View, points: pa.Table, table: pa.Table) -> pa.Table:
     Returns:
         One row per point in the order of `points`: ``view.columns`` (float64, missing where nothing was known).
     """
-    with duckdb.connect(config={"threads": 2}) as connection:
-        numbered = points.select([*view.entity, "tick"]).append_column("_row", pa.array(range(len(points)), pa.int64()))
-        connection.register("points", numbered)
-        connection.register("rows", table)
-        sql = _recent(view) if isinstance(view, Recent) else _latest(view)
-        found = connection.sql(sql).to_arrow_table()
+    numbered = points.select([*view.entity, "tick"]).append_column("_row", pa.array(range(len(points)), pa.int64()))
+    found = query(_recent(view) if isinstance(view, Recent) else _latest(view), points=numbered, rows=table)
     return found.select(list(view.columns))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-import duckdb
 import pyarrow as pa
 
 from ml.config import Params
+from ml.data.query import literal, query
 from ml.errors import EvergreenError
 from ml.features.definitions import Recent, View, load_module
 from ml.features.history import values_at
@@ -23,12 +23,9 @@ def source_table(view: View, problem_table: str) -> str:
 
 def ticks(prediction_times: pa.ChunkedArray, as_of: datetime, tick_minutes: int) -> pa.Array:
     """The last tick at or before prediction time, and never after `as_of`: timestamps, UTC."""
-    moments = pa.table({"t": prediction_times})
-    with duckdb.connect() as connection:
-        connection.register("moments", moments)
-        known = f"least(t, TIMESTAMP '{as_of.isoformat(sep=' ')}')"
-        sql = f"SELECT time_bucket(to_minutes({tick_minutes}), {known}, TIMESTAMP '2000-01-01') AS tick FROM moments"
-        return connection.sql(sql).to_arrow_table()["tick"].combine_chunks()
+    known = f"least(t, {literal(as_of)})"
+    sql = f"SELECT time_bucket(to_minutes({tick_minutes}), {known}, TIMESTAMP '2000-01-01') AS tick FROM moments"
+    return query(sql, moments=pa.table({"t": prediction_times}))["tick"].combine_chunks()
 
 
 def compute(params: Params, rows: pa.Table, tables: Mapping[str, pa.Table], as_of: datetime) -> pa.Table:

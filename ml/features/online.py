@@ -13,10 +13,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
 from ml.config import Params
+from ml.data.query import query
 from ml.data.schema import ARROW
 from ml.features.definitions import FeatureModule, Value, View, load_module
 from ml.features.history import values_at
@@ -109,9 +109,7 @@ def snapshot_views(module: FeatureModule, tables: Mapping[str, pa.Table], proble
 
 def _values(view: View, table: pa.Table, tick: datetime) -> dict[str, dict[str, float | None]]:
     keys, present = ", ".join(view.entity), " AND ".join(f"{c} IS NOT NULL" for c in view.entity)
-    with duckdb.connect() as connection:
-        connection.register("rows", table)
-        entities = connection.sql(f"SELECT DISTINCT {keys} FROM rows WHERE {present} ORDER BY ALL").to_arrow_table()
+    entities = query(f"SELECT DISTINCT {keys} FROM rows WHERE {present} ORDER BY ALL", rows=table)
     points = entities.append_column("tick", pa.array([tick] * len(entities), pa.timestamp("us")))
     named = entities.to_pylist()
     values = values_at(view, points, table).to_pylist()
@@ -143,7 +141,6 @@ class Assembler:
         self.params = params
         self.module = load_module(params)
         self.spec = params.tables[params.problem.table]
-        self._connection = duckdb.connect(config={"threads": 1})
 
     def assemble(self, store: OnlineStore, rows: Sequence[Mapping[str, Any]]) -> Assembled:
         """Reads the store once for all rows and views.
@@ -178,6 +175,4 @@ class Assembler:
         """The declared expression over the raw fields, by the engine that evaluates it on landed data."""
         names = [c for c in self.spec.columns if c not in self.spec.outcomes]
         raw = pa.table({c: pa.array([r[c] for r in rows], ARROW[self.spec.columns[c]]) for c in names})
-        cursor = self._connection.cursor()  # a cursor is a connection of its own, so threads do not meet
-        cursor.register("rows", raw)
-        return [at for (at,) in cursor.execute(f"SELECT ({self.spec.event_time})::TIMESTAMP FROM rows").fetchall()]
+        return query(f"SELECT ({self.spec.event_time})::TIMESTAMP AS moment FROM rows", rows=raw)["moment"].to_pylist()

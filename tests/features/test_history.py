@@ -18,7 +18,7 @@ from ml.features.history import values_at
 from tests.features.rows import FLIGHT, WEATHER, flights, planes, weather
 
 AS_OF = datetime(2013, 5, 1)
-DRAWN = st.lists(FLIGHT, min_size=1, max_size=25)
+DRAWN = st.lists(FLIGHT, min_size=5, max_size=25)
 OBSERVED = st.lists(WEATHER, max_size=10)
 
 
@@ -111,7 +111,7 @@ def test_features__do_not_depend_on_the_order_of_rows(drawn: list[dict], observe
     assert compute(rows, rows, seen) == compute(rows, rows.take(pa.array(order)), seen)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(DRAWN, OBSERVED)
 def test_online__is_equal_to_offline_to_the_last_bit(tmp_path_factory: object, drawn: list[dict], observed: list[dict]) -> None:
     params, rows, seen = load_params(), flights(drawn), weather(observed)
