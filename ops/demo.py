@@ -57,7 +57,9 @@ class Story:
             part.runs += [self.airflow.run("ingest", conf=_days(HISTORY))]
         with self.chapter("train the first model as of 1 April and release it") as part:
             first = datetime.combine(HISTORY[1], datetime.min.time()) + 3 * HOUR
-            part.runs += self._train_and_release(lambda: self.airflow.run("train", first), must_release=True)
+            part.runs += self._train_and_release(
+                lambda: self.airflow.run("train", first, {"reason": "the first model"}), must_release=True
+            )
         with self.chapter("ask it over HTTP"):
             self._hour(first + 9 * HOUR, show=2)
         with self.chapter(f"land {_span(QUIET_DAYS)} and score them") as part:
