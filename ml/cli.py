@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from pydantic import ValidationError
 
 from ml import steps
 from ml.config import load_params, settings
 from ml.errors import EvergreenError, NothingToDo
 from ml.refs import Ref, Window
 
-REFS = settings().var / "refs"
 WRITES = {
     "land": "landing",
     "validate": "validation",
@@ -32,6 +32,9 @@ WRITES = {
     "register": "version",
 }
 """The file that a step writes, where it has another name than the step."""
+
+REFS_HELP = "folder of the references' JSON files; default <var>/refs"
+Refs = Annotated[Path | None, typer.Option(help=REFS_HELP)]
 
 EXAMPLES = {
     "land": "evergreen land --start 2013-01-01 --end 2013-04-01 --as-of 2013-04-01T02:00",
@@ -75,7 +78,7 @@ def _command(name: str) -> Callable[..., None]:
     """The command of a step: windows become --start and --end, references files, everything else an option."""
     function = getattr(steps, name)
     hints = get_type_hints(function, vars(steps))
-    parameters = [_option("refs", Path, "folder of the references' JSON files", REFS)]
+    parameters = [_option("refs", Path | None, REFS_HELP, None)]
     for parameter in inspect.signature(function).parameters:
         if hints[parameter] is Window:
             parameters += [_option("start", datetime, "first day"), _option("end", datetime, "day after the last")]
@@ -84,7 +87,7 @@ def _command(name: str) -> Callable[..., None]:
             parameters.append(_option(parameter, kind, parameter.replace("_", " ")))
 
     def run(**given: Any) -> None:
-        refs = given.pop("refs")
+        refs = _folder(given.pop("refs"))
         arguments = {p: _argument(refs, p, hints[p], given) for p in inspect.signature(function).parameters}
         began = time.monotonic()
         outcome = function(**arguments)
@@ -100,22 +103,34 @@ def _command(name: str) -> Callable[..., None]:
     return run
 
 
-def _option(name: str, kind: type, text: str, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-    annotation = Annotated[kind, typer.Option(help=text)]  # type: ignore[valid-type]
+def _option(name: str, kind: Any, text: str, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    annotation = Annotated[kind, typer.Option(help=text)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _argument(refs: Path, name: str, kind: type, given: dict[str, Any]) -> Any:
     if kind is Window:
-        return Window(start=given["start"].date(), end=given["end"].date())
+        start, end = given["start"].date(), given["end"].date()
+        if start >= end:
+            raise EvergreenError(f"--start {start} is not before --end {end}", "--end is the day after the last day")
+        return Window(start=start, end=end)
     if _is_ref(kind):
         path = refs / f"{name}.json"
         if not path.exists():
             raise EvergreenError(
                 f"no {name} at {path}", f"run the step that writes it, or name its folder with --refs (it is a {kind.__name__})"
             )
-        return kind.read(path)  # type: ignore[attr-defined]
+        try:
+            return kind.read(path)  # type: ignore[attr-defined]
+        except ValidationError as error:
+            raise EvergreenError(
+                f"{path} is no {kind.__name__}: {error.errors()[0]['msg']}", "run the step that writes it again"
+            ) from None
     return given[name].date() if kind is date else given[name]
+
+
+def _folder(refs: Path | None) -> Path:
+    return refs or settings().var / "refs"
 
 
 def _is_ref(kind: object) -> bool:
@@ -127,7 +142,7 @@ for _name in step_names():
 
 
 @app.command()
-def metrics(refs: Path = REFS, out: Path = Path("pipeline")) -> None:
+def metrics(refs: Refs = None, out: Path = Path("pipeline")) -> None:
     """Writes an evaluation's figures for `dvc metrics` and `dvc plots`.
 
     \b
@@ -137,7 +152,7 @@ def metrics(refs: Path = REFS, out: Path = Path("pipeline")) -> None:
     from ml import store
     from ml.refs import EvaluationRef
 
-    evaluation = EvaluationRef.read(refs / "evaluation.json")
+    evaluation = EvaluationRef.read(_folder(refs) / "evaluation.json")
     report = json.loads(store.unpack(store.get(evaluation.report))["report.json"])
     out.mkdir(parents=True, exist_ok=True)
     rounded = {who: {k: round(v, 6) for k, v in values.items()} for who, values in report["overall"].items()}
@@ -150,7 +165,7 @@ def metrics(refs: Path = REFS, out: Path = Path("pipeline")) -> None:
 
 
 @app.command()
-def pin(refs: Path = REFS) -> None:
+def pin(refs: Refs = None) -> None:
     """Writes a snapshot's pointer into a tracked .dvc file, for those who want it in git.
 
     \b
@@ -160,7 +175,7 @@ def pin(refs: Path = REFS) -> None:
     from ml.data import snapshots
     from ml.refs import SnapshotRef
 
-    typer.echo(snapshots.pin(SnapshotRef.read(refs / "snapshot.json")))
+    typer.echo(snapshots.pin(SnapshotRef.read(_folder(refs) / "snapshot.json")))
 
 
 @app.command()

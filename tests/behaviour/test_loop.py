@@ -1,0 +1,144 @@
+"""The whole loop in one process on real data: two months, few trials; twice the same model; late knowledge stays out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from ml import ledger, steps, tracking
+from ml.config import ROOT, load_params, settings
+from ml.errors import EvergreenError, NotFoundError
+from ml.refs import ModelRef, TrainPlan, VersionRef, Window
+from ml.serving import manifest
+from tests.conftest import forget
+
+SMALL = {
+    "window_days: 90": "window_days: 28",
+    "holdout_days: 14": "holdout_days: 7",
+    "folds: 2": "folds: 1",
+    "fold_days: 7": "fold_days: 4",
+    "max_rounds: 300": "max_rounds: 40",
+    "trials: 12": "trials: 2",
+    "workers: 2": "workers: 1",
+    "rows: 30000": "rows: 5000",
+    "min_labels: 500": "min_labels: 100",
+}
+AS_OF = datetime(2013, 2, 1, 3)
+JANUARY = Window(start="2013-01-01", end="2013-02-01")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, parsed_sources: Path) -> Iterator[Path]:
+    """A landed January under small parameters, shared by the tests of this file."""
+    home = tmp_path_factory.mktemp("loop")
+    text = (ROOT / "params.yaml").read_text()
+    for found, put in SMALL.items():
+        assert found in text, found
+        text = text.replace(found, put)
+    (home / "params.yaml").write_text(text)
+    (home / "var").mkdir()
+    (home / "var" / "cache").symlink_to(parsed_sources)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVERGREEN_PARAMS", str(home / "params.yaml"))
+        patch.setenv("EVERGREEN_DATA", str(home / "data"))
+        patch.setenv("EVERGREEN_VAR", str(home / "var"))
+        forget()
+        steps.validate(steps.land(JANUARY, AS_OF - timedelta(hours=1)))
+        steps.snapshot(AS_OF - timedelta(hours=1))
+        yield home
+    forget()
+
+
+def fitted(plan: TrainPlan) -> ModelRef:
+    features = steps.features(plan)
+    steps.tune(plan, features, 0)
+    return steps.fit(plan, features)
+
+
+@pytest.fixture(scope="module")
+def version(home: Path) -> VersionRef:
+    return registered(steps.plan(AS_OF, "first model", "manual", "run-1"))
+
+
+def registered(plan: TrainPlan) -> VersionRef:
+    features, model = steps.features(plan), fitted(plan)
+    return steps.register(plan, features, model, steps.evaluate(plan, features, model), steps.package(plan, features, model))
+
+
+def test_model__same_data_params_and_seed_give_the_same_digest(home: Path) -> None:
+    plan = steps.plan(AS_OF, "once", "manual", "run-a")
+    first = fitted(plan)
+    shutil.rmtree(settings().var / "studies")
+    shutil.rmtree(settings().store)
+    assert fitted(steps.plan(AS_OF, "twice", "manual", "run-b")).digest == first.digest
+
+
+def test_register__twice_is_one_version_with_its_lineage(version: VersionRef) -> None:
+    again = registered(steps.plan(AS_OF, "first model", "manual", "run-1"))
+    assert again == version
+    name = load_params().problem.name
+    assert tracking.versions(name) == [version.version]
+    tags = tracking.tags(name, version.version)
+    assert {"snapshot", "feature_code", "params", "revision", "train", "holdout", "reason", "verdict"} <= set(tags)
+    (entry,) = ledger.entries("gate")
+    assert [c["name"] for c in entry.evidence["decision"]["checks"]][:2] == ["untouched_holdout_candidate", "auc_floor"]
+
+
+def test_promote__refuses_what_was_not_promoted_by_its_gate(version: VersionRef) -> None:
+    for bad in (
+        version.model_copy(update={"verdict": "keep"}),
+        version.model_copy(update={"verdict": "promote", "backfill": True}),
+    ):
+        with pytest.raises(EvergreenError, match="release a version that passed its gate"):
+            steps.promote(bad, AS_OF)
+    assert manifest.current() is None
+
+
+def test_score__without_a_champion_says_what_to_do(home: Path) -> None:
+    with pytest.raises(NotFoundError, match="train and release a model first"):
+        steps.score(JANUARY, datetime(2012, 1, 1))
+
+
+def test_loop__promotes_scores_watches_and_decides(version: VersionRef) -> None:
+    released = version.model_copy(update={"verdict": "promote"})  # whatever the gate said of so small a model
+    number = steps.promote(released, AS_OF)
+    assert steps.promote(released, AS_OF) == number
+    assert tracking.get_alias(load_params().problem.name, "champion") == version.version
+
+    later = AS_OF + timedelta(days=7)
+    week = Window(start="2013-02-01", end="2013-02-08")
+    steps.validate(steps.land(week, later - timedelta(hours=1)))
+    steps.snapshot(later - timedelta(hours=1))
+    scored = steps.score(week, later)
+    assert (len(scored.partitions), scored.version) == (7, version.version)
+    folder = settings().var / "predictions" / "batch"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert steps.score(week, later) == scored
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    watched = steps.monitor(later.date(), later)
+    assert watched.predictions == scored.rows
+    assert 2000 < watched.matured < 3000  # three matured days of about 900
+    assert 0.5 < watched.metrics["auc"] < 1
+    decision = steps.decide(watched)
+    assert decision == steps.decide(watched)
+    (entry,) = ledger.entries("retrain")
+    assert (entry.verdict, entry.reason) == (decision.verdict, decision.reason)
+
+    assert steps.materialise(later) > 1000
+    assert steps.materialise(later - timedelta(hours=5)) == 0, "an older tick must not replace a newer one"
+
+
+def test_plan__as_of_the_past_does_not_see_what_came_later(version: VersionRef) -> None:
+    early = datetime(2013, 1, 30, 3)
+    features = steps.features(steps.plan(early, "past", "backfill", "run-past"))
+    from ml.features import stored
+
+    rows = stored.read(features)
+    assert rows["known_at"].max() <= early
+    assert rows["event_time"].max() < datetime(2013, 1, 29)
+    assert steps.plan(early, "past", "backfill", "run-past").champion_version is None

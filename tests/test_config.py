@@ -1,0 +1,59 @@
+"""Parameters and settings: a mistake is named, with what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ml.config import ROOT, load_params, settings
+from ml.errors import ConfigError
+
+SHIPPED = (ROOT / "params.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("found", "put", "message"),
+    [
+        ("window_days: 90", "windw_days: 90", r"unknown key train\.windw_days = 90.*\n.*did you mean 'window_days'"),
+        ("trials: 12", "trials: 0", r"tune\.trials = 0: .*greater than or equal to 1"),
+        ("tick_minutes: 60", "tick_minutes: often", r"features\.tick_minutes = 'often'"),
+        ("table: flights", "table: trains", r"problem\.table 'trains' is not among tables: flights, weather, planes"),
+        ("key: [tailnum]", "key: [tail]", r"column 'tail' is not among columns: tailnum"),
+        ("confirm_days: 2", "confirm_days: 9", r"confirm_days ≤ window_days must hold, but got \(9, 3\)"),
+        ("holdout_days: 14", "holdout_days: 80", r"holdout_days \+ folds × fold_days must be below window_days, but 94 ≥ 90"),
+        ("high: 8,", "high: 4,", r"low ≤ default ≤ high must hold, but got \(3\.0, 5\.0, 4\.0\)"),
+        ("problem:", "problem: [", r"is not YAML"),
+    ],
+    ids=["unknown", "too small", "no number", "no table", "no column", "impossible", "too long", "default outside", "no yaml"],
+)
+def test_params__a_mistake_is_named(workspace: Path, found: str, put: str, message: str) -> None:
+    assert found in SHIPPED
+    path = workspace / "params.yaml"
+    path.write_text(SHIPPED.replace(found, put, 1))
+    with pytest.raises(ConfigError, match=message):
+        load_params(path)
+
+
+def test_params__missing_file_says_what_to_do(workspace: Path) -> None:
+    with pytest.raises(ConfigError, match="set EVERGREEN_PARAMS"):
+        load_params(workspace / "nothing.yaml")
+
+
+def test_settings__a_wrong_port_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERGREEN_SERVING_PORT", "three thousand")
+    with pytest.raises(ConfigError, match=r"EVERGREEN_SERVING_PORT='three thousand'"):
+        settings()
+
+
+def test_settings__defaults_lie_below_var(workspace: Path) -> None:
+    here = settings()
+    assert here.store == f"{workspace}/var/store"
+    assert here.ledger == f"sqlite:///{workspace}/var/ledger.db"
+
+
+def test_digest__changes_with_any_value(workspace: Path) -> None:
+    path = workspace / "params.yaml"
+    path.write_text(SHIPPED.replace("margin: 0.01", "margin: 0.02", 1))
+    assert load_params(path).digest() != load_params(ROOT / "params.yaml").digest()
+    assert load_params(path).train.digest() == load_params(ROOT / "params.yaml").train.digest()
