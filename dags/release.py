@@ -54,7 +54,7 @@ def _version() -> VersionRef:
         "version": Param(
             None, type=["null", "string", "object"], title="Version", description_md="Number of a registered version."
         ),
-        "as_of": time_param(description="The moment written beside the promotion. Empty: that of the candidate."),
+        "as_of": time_param(description="The moment written beside the promotion; fill it in when you release by hand."),
     },
     **dag_args("model"),
 )
