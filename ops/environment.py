@@ -15,7 +15,7 @@ USER = "admin"
 
 PRELOAD = (
     "numpy,pandas,pyarrow.parquet,duckdb,sklearn.linear_model,xgboost,optuna,mlflow,mlflow.models,matplotlib.pyplot,"
-    "great_expectations,onnx,onnxruntime,onnxmltools,skl2onnx,bentoml,dvc.repo,httpx,sqlalchemy,holidays"
+    "great_expectations,onnx,onnxruntime,onnxmltools,skl2onnx,dvc.repo,httpx,sqlalchemy,holidays"
 )
 QUIET = {
     "GX_ANALYTICS_ENABLED": "false",
@@ -75,6 +75,7 @@ def airflow(settings: Settings) -> dict[str, str]:
         "API__PORT": str(port),
         "API__BASE_URL": f"http://{settings.host}:{port}",
         "API__WORKERS": "1",
+        "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # default 5 s: what a task's end takes to be noticed when its pipes closed first
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",  # default 1 s: it is waited for between any two tasks
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",  # a file that was edited is read at once nevertheless
         "DAG_PROCESSOR__REFRESH_INTERVAL": "30",

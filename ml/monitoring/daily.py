@@ -24,7 +24,7 @@ def measure(champion: Deployed, expected_log_loss: float, root: Path, window_end
     """Drift over the last `drift_days`, realised quality over the last `window_days` matured days; the whole goes to the store.
 
     Args:
-        champion: whose answers are judged; those of other versions are left out.
+        champion: whose answers are judged, and whose reference the inputs of all answers are held against.
         expected_log_loss: its log-loss on its own holdout.
         root: a restored snapshot that holds the labels.
         window_end: first day after the days that are looked at.
@@ -41,7 +41,7 @@ def measure(champion: Deployed, expected_log_loss: float, root: Path, window_end
     judged = collect.with_labels(mine, rows.problem_rows(root, start, end, as_of))
     judged = judged[(judged["event_time"] >= matured_start) & (judged["event_time"] < matured_end)]
     quality = performance.by_day(judged)
-    recent = mine[mine["event_time"] >= drift_start]
+    recent = answers[answers["event_time"] >= drift_start]  # whoever answered: the inputs are the same
     profile = Profile.model_validate_json(Bundle.load(champion.bundle).profile)
     drifts = drift.feature_drift(profile, collect.served_features(recent)) if len(recent) else []
     report = {

@@ -45,7 +45,11 @@ def psi(reference: np.ndarray, current: np.ndarray) -> float:
 
 
 def feature_drift(profile: Profile, X: pd.DataFrame) -> list[FeatureDrift]:
-    """Drift of every profiled feature of `X` (n rows), largest PSI first; a missing value is a bin of its own."""
+    """Drift of every profiled feature of `X` (n rows), largest PSI first; a missing value is a bin of its own.
+
+    A feature that `X` lacks counts as missing in every row.
+    """
+    X = X.reindex(columns=[*profile.numeric, *profile.text])
     drifts = [_numeric(name, p, X[name].to_numpy(float)) for name, p in profile.numeric.items()]
     drifts += [_text(name, p, X[name]) for name, p in profile.text.items()]
     return sorted(drifts, key=lambda d: -np.nan_to_num(d.psi, nan=np.inf))
