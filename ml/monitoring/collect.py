@@ -33,5 +33,5 @@ def with_labels(answers: pd.DataFrame, rows: pa.Table) -> pd.DataFrame:
 
 
 def served_features(answers: pd.DataFrame) -> pd.DataFrame:
-    """The feature values that were used, one column per feature, shape (n, features); NaN where a version did not use a feature."""
+    """The feature values that were used, shape (n, features); NaN where a version did not use a feature."""
     return pd.DataFrame([json.loads(values) for values in answers["features"]], index=answers.index)
