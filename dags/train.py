@@ -72,10 +72,10 @@ def train() -> None:
         return call(steps.features, plan)
 
     @task(map_index_template="worker {{ task.op_kwargs['worker'] }}")
-    def tune(plan: Json, features: Json, worker: int) -> int:
+    def tune(plan: Json, features: Json, worker: int, workers: int) -> int:
         from ml import steps
 
-        return call(steps.tune, plan, features, worker)
+        return call(steps.tune, plan, features, worker, workers)
 
     @task
     def fit(plan: Json, features: Json) -> Json:
@@ -112,7 +112,8 @@ def train() -> None:
     planned = plan()
     table = features(planned)
     pull(planned) >> [table, checked := validate_training(planned)]
-    tuned = tune.partial(plan=planned, features=table).expand(worker=list(range(load_params().tune.workers)))
+    workers = load_params().tune.workers
+    tuned = tune.partial(plan=planned, features=table, workers=workers).expand(worker=list(range(workers)))
     model = fit(planned, table)
     [tuned, checked] >> model
     version = register(planned, table, model, evaluate(planned, table, model), package(planned, table, model))

@@ -45,7 +45,7 @@ EXAMPLES = {
     "pull": "evergreen pull",
     "validate_training": "evergreen validate-training",
     "features": "evergreen features",
-    "tune": "evergreen tune --worker 0 && evergreen tune --worker 1",
+    "tune": "evergreen tune --worker 0 --workers 1",
     "fit": "evergreen fit",
     "evaluate": "evergreen evaluate",
     "package": "evergreen package",

@@ -49,24 +49,23 @@ class Entry:
     evidence: dict[str, Any]
 
 
+def engine() -> sa.Engine:
+    """The engine of the ledger's database, with every table that a module has declared in `metadata` by now."""
+    return _engine(settings().ledger, tuple(metadata.tables))
+
+
 @cache
-def engine(url: str | None = None) -> sa.Engine:
-    """The engine of the ledger's database; tables are created when missing."""
-    url = url or settings().ledger
+def _engine(url: str, tables: tuple[str, ...]) -> sa.Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     made = sa.create_engine(url, connect_args={"timeout": 30} if parsed.get_backend_name() == "sqlite" else {})
-    create_missing(made)
-    return made
-
-
-def create_missing(made: sa.Engine) -> None:
-    """Creates the tables of `metadata` that are not there; unlike ``create_all``, two processes may do it at the same time."""
+    # Not ``create_all``: two processes may do this at the same time.
     try:
         _create_tables(made)
     except (sa.exc.IntegrityError, sa.exc.ProgrammingError):  # PostgreSQL: IF NOT EXISTS itself can lose a race
         _create_tables(made)
+    return made
 
 
 def _create_tables(made: sa.Engine) -> None:

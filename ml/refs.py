@@ -107,7 +107,6 @@ class TrainPlan(Ref):
     champion_version: str | None
     champion_digest: str | None
     champion_params: dict[str, float] | None
-    tune_workers: int
 
 
 class FeatureSetRef(Ref):

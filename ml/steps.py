@@ -86,7 +86,6 @@ def plan(as_of: datetime, reason: str, trigger: str, run_key: str) -> TrainPlan:
         champion_version=champion.version if champion else None,
         champion_digest=champion.bundle if champion else None,
         champion_params=_tuned(champion.bundle) if champion else None,
-        tune_workers=params.tune.workers,
     )
 
 
@@ -118,8 +117,8 @@ def features(plan: TrainPlan) -> FeatureSetRef:
     return stored.build(snapshots.restore(plan.snapshot), plan.snapshot.digest, window, plan.as_of)
 
 
-def tune(plan: TrainPlan, features: FeatureSetRef, worker: int) -> int:
-    """Runs this worker's share of the trials of the plan's study; returns how many it did now."""
+def tune(plan: TrainPlan, features: FeatureSetRef, worker: int, workers: int) -> int:
+    """Runs the share of worker number `worker` (from 0) of `workers` in the plan's study; returns how many trials it did now."""
     from ml.config import load_params
     from ml.features import stored
     from ml.features.definitions import load_module
@@ -128,7 +127,7 @@ def tune(plan: TrainPlan, features: FeatureSetRef, worker: int) -> int:
 
     params = load_params()
     objective = fold_objective(stored.read(features), plan.folds, load_module(params).features, params)
-    return run_worker(_study(plan, features), worker, params.tune, plan.champion_params, params.train.seed, objective)
+    return run_worker(_study(plan, features), (worker, workers), params.tune, plan.champion_params, params.train.seed, objective)
 
 
 def fit(plan: TrainPlan, features: FeatureSetRef) -> ModelRef:

@@ -258,29 +258,18 @@ def _claimed(
 
 def _claim_of(key: str, what: str) -> str | None:
     query = sa.select(_claims.c.value).where(_claims.c.key == key, _claims.c.what == what)
-    with _claims_engine().connect() as connection:
+    with ledger.engine().connect() as connection:
         return connection.execute(query).scalar()
 
 
 def _claim(key: str, what: str, value: str) -> str:
     """Claims `value`; returns what is claimed in the end, by whomever."""
     try:
-        with _claims_engine().begin() as connection:
+        with ledger.engine().begin() as connection:
             connection.execute(sa.insert(_claims).values(key=key, what=what, value=value))
     except sa.exc.IntegrityError:
         return _claim_of(key, what) or value
     return value
-
-
-def _claims_engine() -> sa.Engine:
-    engine = ledger.engine()
-    _create_once(engine)
-    return engine
-
-
-@cache
-def _create_once(engine: sa.Engine) -> None:
-    ledger.create_missing(engine)  # the ledger may have made its engine before this module was imported
 
 
 def _log(

@@ -30,5 +30,5 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parsed_sources: P
 
 def forget() -> None:
     """Makes this process read its environment again."""
-    for cached in (config.settings, config.load_params, ledger.engine):
+    for cached in (config.settings, config.load_params, ledger._engine):
         cached.cache_clear()

@@ -7,7 +7,6 @@ version one succeeds and the other is refused: compare-and-set without a lock.
 from __future__ import annotations
 
 from datetime import datetime
-from functools import cache
 
 import sqlalchemy as sa
 
@@ -48,20 +47,20 @@ class Manifest(Ref):
 def current() -> Manifest | None:
     """The newest manifest, or None when nothing was ever deployed."""
     query = sa.select(_table.c.document).order_by(_table.c.version.desc()).limit(1)
-    with _engine().connect() as connection:
+    with ledger.engine().connect() as connection:
         document = connection.execute(query).scalar()
     return None if document is None else Manifest.model_validate_json(document)
 
 
 def current_version() -> int:
     """The newest version's number; 0 when nothing was ever deployed."""
-    with _engine().connect() as connection:
+    with ledger.engine().connect() as connection:
         return connection.execute(sa.select(sa.func.max(_table.c.version))).scalar() or 0
 
 
 def history() -> list[Manifest]:
     """All manifests, oldest first."""
-    with _engine().connect() as connection:
+    with ledger.engine().connect() as connection:
         documents = connection.execute(sa.select(_table.c.document).order_by(_table.c.version)).scalars()
         return [Manifest.model_validate_json(document) for document in documents]
 
@@ -86,7 +85,7 @@ def publish(document: Manifest, expected_version: int) -> Manifest:
         raise _stale(document, expected_version, found)
     row = {"version": document.version, "key": document.key, "document": document.model_dump_json()}
     try:
-        with _engine().begin() as connection:
+        with ledger.engine().begin() as connection:
             connection.execute(sa.insert(_table).values(**row))
     except sa.exc.IntegrityError:
         if (done := _by_key(document.key)) is not None:
@@ -123,7 +122,7 @@ def promote(champion: Deployed, as_of: datetime, by: str, reason: str, key: str)
 
 
 def _by_key(key: str) -> Manifest | None:
-    with _engine().connect() as connection:
+    with ledger.engine().connect() as connection:
         document = connection.execute(sa.select(_table.c.document).where(_table.c.key == key)).scalar()
     return None if document is None else Manifest.model_validate_json(document)
 
@@ -142,14 +141,3 @@ def _stale(document: Manifest, expected: int, found: int) -> StaleWriteError:
         f"manifest is at version {found}, the writer had read {expected} and offers {document.version}; nothing was written",
         "read the manifest again, decide again, publish again",
     )
-
-
-def _engine() -> sa.Engine:
-    engine = ledger.engine()
-    _create_once(engine)
-    return engine
-
-
-@cache
-def _create_once(engine: sa.Engine) -> None:
-    ledger.create_missing(engine)  # the ledger may have made its engine before this module was imported

@@ -78,7 +78,7 @@ def slots(params: Tune, champion: Mapping[str, float] | None, seed: int) -> list
 
 def run_worker(
     study_name: str,
-    worker: int,
+    share: tuple[int, int],
     params: Tune,
     champion: Mapping[str, float] | None,
     seed: int,
@@ -87,17 +87,19 @@ def run_worker(
     """Runs this worker's slots that are not in the study yet.
 
     Args:
+        share: number of this worker (from 0), and how many there are.
         objective: settings → (mean validation log-loss, rounds).
 
     Returns:
         Number of trials done now.
     """
+    worker, workers = share
     study = optuna.create_study(study_name=study_name, storage=storage(study_name), load_if_exists=True)
     every = slots(params, champion, seed)
     there = {t.user_attrs["slot"] for t in study.get_trials(deepcopy=False)}
     space, began, done = distributions(params), time.monotonic(), 0
     dealt = np.random.default_rng(seed).permutation(len(every)).tolist()  # neighbours in a Sobol sequence cost alike
-    for slot in dealt[worker :: params.workers]:
+    for slot in dealt[worker::workers]:
         if slot in there:
             continue
         if done and time.monotonic() - began > params.seconds:

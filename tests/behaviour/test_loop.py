@@ -55,7 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, parsed_sources: Path) -> Iter
 
 def fitted(plan: TrainPlan) -> ModelRef:
     features = steps.features(plan)
-    steps.tune(plan, features, 0)
+    steps.tune(plan, features, 0, 1)
     return steps.fit(plan, features)
 
 

@@ -89,7 +89,7 @@ def _write(version: str, together: multiprocessing.synchronize.Barrier, said: mu
 
 def test_publish__two_processes_at_once_on_a_new_database__one_wins(workspace: Path) -> None:
     config.settings.cache_clear()
-    ledger.engine.cache_clear()
+    ledger._engine.cache_clear()
     spawned = multiprocessing.get_context("spawn")
     together, said = spawned.Barrier(2), spawned.Queue()
     processes = [spawned.Process(target=_write, args=(version, together, said)) for version in ("1", "2")]

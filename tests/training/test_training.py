@@ -106,13 +106,13 @@ def test_study__has_the_same_winner_however_the_workers_run(workspace: Path) -> 
     params = small()
     objective = fold_objective(table(), FOLDS, FEATURES, params)
 
-    def search(name: str, workers: list[int]) -> Winner:
-        for worker in workers:
-            tuning.run_worker(name, worker, params.tune, None, params.train.seed, objective)
+    def search(name: str, shares: list[tuple[int, int]]) -> Winner:
+        for share in shares:
+            tuning.run_worker(name, share, params.tune, None, params.train.seed, objective)
         return tuning.winner(name)
 
-    assert search("forward", [0, 1]) == search("backward", [1, 0])
-    assert search("forward", [0, 1]).trials == params.tune.trials
+    assert search("forward", [(0, 2), (1, 2)]) == search("backward", [(1, 2), (0, 2)]) == search("alone", [(0, 1)])
+    assert tuning.winner("forward").trials == params.tune.trials
 
 
 def test_study__a_retried_worker_goes_on_where_it_was_killed(workspace: Path) -> None:
@@ -128,9 +128,9 @@ def test_study__a_retried_worker_goes_on_where_it_was_killed(workspace: Path) ->
         return 0.5, 10
 
     with pytest.raises(Killed):
-        tuning.run_worker("study", 0, params.tune, None, 7, dies_at_second)
-    assert tuning.run_worker("study", 0, params.tune, None, 7, lambda chosen: (0.4, 11)) == 1
-    assert tuning.run_worker("study", 0, params.tune, None, 7, lambda chosen: (0.1, 99)) == 0
+        tuning.run_worker("study", (0, 2), params.tune, None, 7, dies_at_second)
+    assert tuning.run_worker("study", (0, 2), params.tune, None, 7, lambda chosen: (0.4, 11)) == 1
+    assert tuning.run_worker("study", (0, 2), params.tune, None, 7, lambda chosen: (0.1, 99)) == 0
     assert (tuning.winner("study").log_loss, tuning.winner("study").trials) == (0.4, 2)
 
 
