@@ -88,6 +88,7 @@ class Landing(Section):
 
 class Features(Section):
     module: str | None
+    outcome_hours: int = Field(ge=0)
     tick_minutes: int = Field(ge=1, le=1440)
 
 

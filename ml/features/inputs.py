@@ -8,6 +8,7 @@ from datetime import time as clock
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ml.config import Params
 from ml.data import rows
@@ -41,12 +42,20 @@ def landed_and_live(params: Params, root: Path, last_day: datetime, as_of: datet
 
 
 def history(params: Params, start: datetime, end: datetime, read: Reader) -> dict[str, pa.Table]:
-    """The tables that the feature module's views need to answer for ticks in [start, end)."""
+    """The tables that the feature module's views need to answer for ticks in [start, end).
+
+    Rows that took longer than `features.outcome_hours` to become known are left out, however far back is read, so that
+    training (which reads months at once) and the online refresh (which reads just enough) use the same ones.
+    """
     module = load_module(params)
-    wanted = {source_table(view, params.problem.table) for view in module.views}
-    longest_outcome = timedelta(days=2)  # an outcome may become known this long after its event
-    back = start - timedelta(hours=module.horizon_hours) - longest_outcome
-    return {table: read(table, back, end) for table in sorted(wanted)}
+    limit = timedelta(hours=params.features.outcome_hours)
+    back = start - timedelta(hours=module.horizon_hours) - limit
+    tables = {}
+    for table in sorted({source_table(view, params.problem.table) for view in module.views}):
+        rows = read(table, back, end)
+        in_time = pc.less_equal(pc.subtract(rows["known_at"], rows["event_time"]), pa.scalar(limit))
+        tables[table] = rows.filter(pc.fill_null(in_time, True))
+    return tables
 
 
 def midnight(day: date) -> datetime:

@@ -7,6 +7,7 @@ import onnxruntime as ort
 import pandas as pd
 import xgboost as xgb
 
+from ml.errors import IntegrityError
 from ml.refs import Check, Decision
 from ml.training.encoding import Encoding, encode
 
@@ -16,11 +17,19 @@ def session(graph: bytes) -> ort.InferenceSession:
     return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
 
-def predict(graph: ort.InferenceSession, encoding_numeric: list[str], encoding_text: list[str], X: pd.DataFrame) -> np.ndarray:
-    """Probabilities, float64 (n,), of a table with one column per feature; a missing number is NaN, a missing text ''."""
-    inputs = {"numeric": X[encoding_numeric].to_numpy(np.float32)}
-    if encoding_text:
-        inputs["text"] = X[encoding_text].fillna("").to_numpy(object)
+def predict(graph: ort.InferenceSession, numeric: list[str], text: list[str], X: pd.DataFrame) -> np.ndarray:
+    """Probabilities, float64 (n,), of a table with one column per feature; a missing number is NaN, a missing text ''.
+
+    Raises:
+        IntegrityError: a feature that the model needs is not computed (any more).
+    """
+    if absent := [name for name in [*numeric, *text] if name not in X.columns]:
+        raise IntegrityError(
+            f"the model needs features {absent} that are not computed", "restore them in the feature module, or retire the model"
+        )
+    inputs = {"numeric": X[numeric].to_numpy(np.float32)}
+    if text:
+        inputs["text"] = X[text].fillna("").to_numpy(object)
     return graph.run(["probability"], inputs)[0][:, 0].astype(np.float64)
 
 

@@ -50,8 +50,14 @@ class Serving:
         """
         predictor = Predictor(bundle)
         predictor.probe()
-        since = datetime.now(UTC).replace(tzinfo=None)
-        serving = cls(version, manifest_version, since, bundle, predictor, RequestSchema(bundle), Assembler(_params(bundle)))
+        since, assembler = datetime.now(UTC).replace(tzinfo=None), Assembler(_params(bundle))
+        computed = {feature.name for feature in assembler.module.features}
+        if absent := [name for name in [*bundle.card.numeric, *bundle.card.text] if name not in computed]:
+            raise IntegrityError(
+                f"bundle {bundle.digest[:12]} needs features {absent} that this code does not compute",
+                "serve it with the code it was made with (its Bento), or train a new version",
+            )
+        serving = cls(version, manifest_version, since, bundle, predictor, RequestSchema(bundle), assembler)
         try:
             for example in bundle.examples[:WARM]:  # so that the first request does not pay for calendars and caches
                 rows, _ = serving.schema.parse(json.dumps(example.request).encode())

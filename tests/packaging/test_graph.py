@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ml.errors import IntegrityError
 from ml.packaging import graph, parity
 from ml.training.booster import fit_rounds
 from ml.training.encoding import Encoding, encode, fit_encoding
@@ -48,6 +49,12 @@ def test_parity__finds_a_wrong_default_for_unseen_categories(rows: pd.DataFrame,
     broken = encoding.model_copy(update={"prior": 0.9})
     decision = parity.check_parity(graph.export(broken, booster), booster, encoding, rows, 1e-6)
     assert [c.name for c in decision.checks if not c.passed] == ["missing values", "unseen categories"]
+
+
+def test_predict__refuses_a_table_without_a_feature(rows: pd.DataFrame, encoding: Encoding, booster: object) -> None:
+    onnx = parity.session(graph.export(encoding, booster))
+    with pytest.raises(IntegrityError, match=r"needs features \['x'\] that are not computed"):
+        parity.predict(onnx, encoding.numeric, encoding.text, rows.drop(columns="x"))
 
 
 def test_export__same_model_gives_the_same_bytes(encoding: Encoding, booster: object) -> None:

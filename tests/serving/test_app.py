@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from ml import store
-from ml.config import settings
+from ml.config import load_params, settings
+from ml.features.definitions import load_module
 from ml.features.online import OnlineStore
 from ml.packaging.bundle import Bundle
 from ml.serving import manifest
@@ -188,7 +189,12 @@ def _fails_probe(_: Deployed) -> Deployed:
     return stored(sample_bundle(bias=0.7, examples=[example]), "2")
 
 
-@pytest.mark.parametrize("spoil", [_wrong_model, _damaged, _gone, _fails_probe])
+def _needs_a_retired_feature(_: Deployed) -> Deployed:
+    names = load_module(load_params()).numeric
+    return stored(sample_bundle(bias=0.7, numeric=["retired", *names[1:]]), "2")
+
+
+@pytest.mark.parametrize("spoil", [_wrong_model, _damaged, _gone, _fails_probe, _needs_a_retired_feature])
 def test_follower__bad_bundle__is_refused_and_the_old_one_serves_on(serve: Serve, spoil: Any) -> None:
     deploy(stored(sample_bundle(), "1"))
     with serve() as client:
