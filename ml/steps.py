@@ -250,6 +250,7 @@ def register(
     run_id, version = tracking.log_and_register(
         plan.run_key,
         params.problem.name,
+        title=f"{plan.as_of:%Y-%m-%d %H:%M} {plan.trigger}",
         params=parts.winner.params | {"rounds": model.rounds} | {k: str(v) for k, v in params.train.model_dump().items()},
         metrics=evaluation.metrics | {"tuning_log_loss": parts.winner.log_loss, "fit_cpu_seconds": model.cpu_seconds},
         tags=tags,

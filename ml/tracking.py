@@ -64,6 +64,7 @@ def log_and_register(
     key: str,
     name: str,
     *,
+    title: str,
     params: Mapping[str, object],
     metrics: Mapping[str, float],
     tags: Mapping[str, str],
@@ -80,6 +81,7 @@ def log_and_register(
     Args:
         key: idempotency key; run, model and version carry it as the tag ``evergreen.key``.
         name: registered model, and the experiment.
+        title: the run's name, for people.
         params, metrics, tags: of the run; `tags` are the version's too.
         artifacts: file name → bytes, below the run's artifacts.
         plots: file name → PNG or HTML bytes, below ``plots/``.
@@ -96,7 +98,7 @@ def log_and_register(
     run_id = _claimed(
         key,
         "run",
-        make=lambda: client.create_run(experiment, tags={KEY: key, "mlflow.runName": key[:64]}).info.run_id,
+        make=lambda: client.create_run(experiment, tags={KEY: key, "mlflow.runName": title}).info.run_id,
         found=lambda: [
             run.info.run_id for run in client.search_runs([experiment], f"tags.`{KEY}` = '{_quoted(key)}'", ViewType.ACTIVE_ONLY)
         ],

@@ -42,6 +42,7 @@ def register(key: str, **changes: Any) -> tuple[str, str]:
         key,
         "delay",
         **{
+            "title": "2013-04-01 03:00 manual",
             "params": {"max_depth": 5},
             "metrics": {"auc": 0.7},
             "tags": {"bundle": "b" * 64, "model": "c" * 64, "verdict": "promote", "backfill": "false"},

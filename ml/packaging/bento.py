@@ -32,7 +32,18 @@ from ml.errors import EvergreenError
 from ml.packaging.bundle import Bundle
 
 REQUIREMENTS = (
-    *("bentoml", "duckdb", "fastapi", "fsspec", "holidays", "numpy", "onnxruntime", "prometheus-client", "pyarrow"),
+    *(
+        "bentoml",
+        "duckdb",
+        "fastapi",
+        "fastapi-offline",
+        "fsspec",
+        "holidays",
+        "numpy",
+        "onnxruntime",
+        "prometheus-client",
+        "pyarrow",
+    ),
     *("pydantic", "pydantic-settings", "pyyaml", "sqlalchemy", "tzdata", "uvicorn"),
 )
 """What serving imports; pinned to the versions that the model was judged with."""

@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi_offline import FastAPIOffline
 
 from ml.packaging.bundle import Bundle
 from ml.serving.predictor import PredictionError
@@ -46,7 +47,9 @@ def create_app(fixed: Callable[[], Bundle] | None = None) -> FastAPI:
         yield
         await asyncio.to_thread(service.stop)
 
-    app = FastAPI(title="Evergreen", description="Predictions of the deployed champion.", lifespan=lifespan)
+    app = FastAPIOffline(
+        title="Evergreen", description="Predictions of the deployed champion.", redoc_url=None, lifespan=lifespan
+    )
     app.state.service = service
     _error_handlers(app)
     _prediction_route(app, service)

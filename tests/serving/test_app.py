@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
 import time
@@ -167,6 +168,16 @@ def test_openapi__names_the_fields_of_the_served_model(serve: Serve) -> None:
         document = client.get("/openapi.json").json()
     assert set(document["components"]["schemas"]["Row"]["properties"]) == set(REQUEST)
     assert document["components"]["schemas"]["Row"]["example"]["origin"] == "EWR"
+
+
+def test_docs__need_nothing_from_outside(serve: Serve) -> None:
+    with serve() as client:
+        page = client.get("/docs").text
+        assets = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert len(assets) >= 3
+        for asset in assets:
+            assert asset.startswith("/"), asset
+            assert client.get(asset).status_code == 200
 
 
 def _wrong_model(good: Deployed) -> Deployed:
