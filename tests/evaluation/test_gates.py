@@ -65,6 +65,19 @@ def test_judge__refuses_a_candidate_that_is_worse_than_the_champion() -> None:
     assert (decision.verdict, failed(decision)) == ("keep", ["not_worse_than_champion"])
 
 
+def test_judge__asks_for_more_than_noise_over_the_baseline() -> None:
+    equal = {"logistic": blurred(0.5, seed=5)}
+    passed = [verdict(blurred(0.5, seed=seed), baselines=equal).verdict == "promote" for seed in range(100, 120)]
+    assert sum(passed) <= 3  # of 20 equal ones: 2.5 % nominal, somewhat more with 14 blocks; half would be luckier on average
+
+
+def test_judge__an_equal_candidate_may_still_be_worse_than_a_tiny_margin() -> None:
+    gates = load_params().gates.model_copy(update={"margin": 1e-6})
+    champion = Contender("v1", blurred(0.5, seed=6), BEFORE)
+    decision = judge(LABEL, DAY, Contender("candidate", blurred(0.5, seed=7), BEFORE), champion, CONSTANT, HOLDOUT, gates, 3)
+    assert failed(decision) == ["not_worse_than_champion"]
+
+
 def test_judge__accepts_an_equal_candidate() -> None:
     assert verdict(blurred(0.2, seed=5), champion=blurred(0.2, seed=6)).verdict == "promote"
 

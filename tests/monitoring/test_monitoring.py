@@ -55,6 +55,15 @@ def test_feature_drift__sees_missing_values_and_unseen_categories() -> None:
     assert drift_of("x", current(missing=0.5)).missing == pytest.approx(0.5, abs=0.03)
     assert drift_of("place", current().assign(place="C")).psi > 1
     assert drift_of("x", current(missing=1.0)).psi > 1
+    half = current()
+    half.loc[::2, "place"] = None
+    assert drift_of("place", half).psi > 1
+    assert drift_of("place", half).missing == pytest.approx(0.5)
+
+
+def test_feature_drift__a_feature_that_is_absent_counts_as_missing() -> None:
+    (drift,) = [d for d in feature_drift(PROFILE, current().drop(columns="x")) if d.name == "x"]
+    assert (drift.missing, drift.psi > 1) == (1.0, True)
 
 
 def test_by_day__leaves_out_rows_without_a_label() -> None:
