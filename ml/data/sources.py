@@ -14,6 +14,7 @@ import json
 import os
 import uuid
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -113,7 +114,7 @@ class PackageSource:
         return cached
 
 
-class FileSource:
+class FileSource(ABC):
     """Parquet or CSV files by fsspec; each is typed by itself, so that an error names the file."""
 
     suffix: str
@@ -122,8 +123,8 @@ class FileSource:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def read_file(self, path: str, columns: list[str]) -> pa.Table:
-        raise NotImplementedError
+    @abstractmethod
+    def read_file(self, path: str, columns: list[str]) -> pa.Table: ...
 
     def read(self, table: str, spec: Table, start: datetime, end: datetime) -> pa.Table:
         parts = [arrow_schema(spec).empty_table()]

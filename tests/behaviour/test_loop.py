@@ -11,7 +11,9 @@ import pytest
 
 from ml import ledger, steps, tracking
 from ml.config import ROOT, load_params, settings
+from ml.data import rows, snapshots
 from ml.errors import EvergreenError, NotFoundError
+from ml.features import inputs, offline, online, stored
 from ml.refs import ModelRef, TrainPlan, VersionRef, Window
 from ml.serving import manifest
 from tests.conftest import forget
@@ -136,9 +138,34 @@ def test_loop__promotes_scores_watches_and_decides(version: VersionRef) -> None:
 def test_plan__as_of_the_past_does_not_see_what_came_later(version: VersionRef) -> None:
     early = datetime(2013, 1, 30, 3)
     features = steps.features(steps.plan(early, "past", "backfill", "run-past"))
-    from ml.features import stored
-
-    rows = stored.read(features)
-    assert rows["known_at"].max() <= early
-    assert rows["event_time"].max() < datetime(2013, 1, 29)
+    table = stored.read(features)
+    assert table["known_at"].max() <= early
+    assert table["event_time"].max() < datetime(2013, 1, 29)
     assert steps.plan(early, "past", "backfill", "run-past").champion_version is None
+
+
+def test_features__served_before_the_day_is_landed_equal_training_after_it(home: Path) -> None:
+    def ingest(window: Window) -> None:
+        as_of = datetime.combine(window.end, datetime.min.time()) + timedelta(hours=2)
+        steps.validate(steps.land(window, as_of))
+        steps.snapshot(as_of)
+
+    ingest(Window(start="2013-02-01", end="2013-02-08"))
+    params, day, tick = load_params(), datetime(2013, 2, 8), datetime(2013, 2, 8, 13)
+    steps.materialise(tick)
+    spec = params.tables[params.problem.table]
+    lead = timedelta(hours=params.problem.lead_hours)
+    due = rows.live_rows(params.problem.table, tick + lead, tick + lead + timedelta(hours=1), tick)
+    requests = due.select([c for c in spec.columns if c not in spec.outcomes]).to_pylist()
+    served = online.Assembler(params).assemble(online.OnlineStore(settings().online), requests)
+    assert len(requests) > 30
+    assert not any(served.flags)
+
+    ingest(Window(start="2013-02-08", end="2013-02-09"))
+    later = day + timedelta(days=2)
+    read = inputs.landed(snapshots.restore(snapshots.find(later)), later)
+    landed = read(params.problem.table, day, day + timedelta(days=1))
+    history = inputs.history(params, day, later, read)
+    trained = {row["entity_id"]: row for row in offline.compute(params, landed, history, later).to_pylist()}
+    for name, features in zip(served.entity_ids, served.features, strict=True):
+        assert {feature: trained[name][feature] for feature in features} == features
