@@ -10,7 +10,6 @@ import io
 import os
 import tarfile
 import uuid
-from pathlib import Path
 
 import fsspec
 
@@ -98,17 +97,6 @@ def unpack(data: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         members = [(m, archive.extractfile(m)) for m in archive.getmembers()]
         return {m.name: f.read() for m, f in members if f is not None}
-
-
-def unpack_to(data: bytes, folder: Path) -> Path:
-    """Writes the files of an archive below `folder`, which is created; refuses names that point outside."""
-    for name, content in unpack(data).items():
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            raise IntegrityError(f"archive member {name!r} points outside {folder}", "do not use this archive")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return folder
 
 
 def _fs() -> tuple[fsspec.AbstractFileSystem, str]:

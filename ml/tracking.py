@@ -191,12 +191,6 @@ def version_ref(version: str, name: str | None = None) -> VersionRef:
     )
 
 
-def set_tags(name: str, version: str, tags: Mapping[str, str]) -> None:
-    """Sets tags of a model version; others stay."""
-    for key, value in tags.items():
-        _client().set_model_version_tag(name, version, key, value)
-
-
 @cache
 def _initialised(uri: str, var: str) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
