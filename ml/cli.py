@@ -138,7 +138,128 @@ def _is_ref(kind: object) -> bool:
 
 
 for _name in step_names():
-    app.command(_name.replace("_", "-"))(_command(_name))
+    if _name != "features":
+        app.command(_name.replace("_", "-"))(_command(_name))
+
+features_app = typer.Typer(pretty_exceptions_enable=False)
+app.add_typer(features_app, name="features")
+
+
+@features_app.callback(invoke_without_command=True)
+def features(context: typer.Context, refs: Refs = None) -> None:
+    """Computes the feature rows of train window and holdout, unless they are there already. Its commands tell about features.
+
+    \b
+    Examples:
+      evergreen features
+      evergreen features list
+    """
+    if context.invoked_subcommand is None:
+        _command("features")(refs=refs)
+
+
+@features_app.command("list")
+def features_list() -> None:
+    """Prints every feature: where it comes from, how fresh it must be, which model versions use it.
+
+    \b
+    Example:
+      evergreen features list
+    """
+    from ml.features import catalogue
+
+    params = load_params()
+    typer.echo(catalogue.table(params, _feature_users()))
+    typer.echo(f"\n{len(catalogue.entries(params))} features; {_online_freshness()}")
+
+
+@features_app.command("show")
+def features_show(name: str) -> None:
+    """Prints one feature, or one view with its features.
+
+    \b
+    Example:
+      evergreen features show origin_rate_24h
+    """
+    from ml.features import catalogue
+
+    typer.echo(catalogue.details(load_params(), name, _feature_users()))
+    typer.echo(f"{'now':<10} {_online_freshness()}")
+
+
+@features_app.command("dictionary")
+def features_dictionary(out: Path = Path("docs/data-dictionary.md")) -> None:
+    """Writes the data dictionary from the declarations.
+
+    \b
+    Example:
+      evergreen features dictionary --out docs/data-dictionary.md
+    """
+    from ml.features import catalogue
+
+    out.write_text(catalogue.dictionary(load_params()))
+    typer.echo(str(out))
+
+
+@features_app.command("cost")
+def features_cost(as_of: datetime) -> None:
+    """Measures what each view costs: computing and keeping a day of history, and reading it online.
+
+    \b
+    Example:
+      evergreen features cost 2013-04-18T09:00
+    """
+    from ml.data import snapshots
+    from ml.features import catalogue, inputs
+    from ml.features.online import open_store
+
+    version = snapshots.find(as_of)
+    source = inputs.landed(snapshots.restore(version), version.last_day)
+    measured = catalogue.costs(load_params(), source, inputs.midnight(version.last_day), open_store(settings().online))
+    heads = ("features", "a day, ms", "a day, kB", "entities", "online, kB", "a read, µs")
+    typer.echo(f"{'VIEW':<16}" + "".join(f"{head:>12}" for head in heads))
+    for c in measured:
+        figures = (c.features, c.compute_ms, c.history_kb, c.entities, c.online_kb, c.read_us)
+        typer.echo(f"{c.view:<16}" + "".join(f"{f:>12.1f}" if isinstance(f, float) else f"{f:>12}" for f in figures))
+
+
+@app.command("training-set")
+def training_set(start: datetime, end: datetime, as_of: datetime, out: Path = Path("training-set.parquet")) -> None:
+    """Writes the rows with event time in [START, END) with their features and labels, as known at AS_OF, to Parquet.
+
+    Asked again later, it answers the same: what became known after AS_OF, late corrections included, is not in it.
+
+    \b
+    Example:
+      evergreen training-set 2013-03-01 2013-04-01 2013-04-01T03:00 --out march.parquet
+    """
+    from ml.data import snapshots
+    from ml.features import stored
+
+    version = snapshots.find(as_of)
+    ref = stored.build(snapshots.restore(version), version, Window(start=start.date(), end=end.date()), as_of)
+    stored.read(ref).to_parquet(out, index=False)
+    typer.echo(f"{out}: {ref.rows} rows as known at {as_of}, data version {version.digest[:12]}, feature code {ref.code}")
+
+
+def _feature_users() -> dict[str, list[str]]:
+    from ml.features.definitions import load_module
+
+    if not load_module(load_params()).views:
+        return {}
+    from ml.features import repository
+
+    return repository.users(load_params())
+
+
+def _online_freshness() -> str:
+    from ml.features.online import StoreDownError, open_store
+
+    try:
+        tick, _ = open_store(settings().online).read([])
+    except StoreDownError as error:
+        return str(error)
+    return f"the online store holds the values of {tick} UTC" if tick else "the online store was never written"
 
 
 @app.command()

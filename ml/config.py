@@ -59,10 +59,11 @@ class Table(Section):
     outcomes: list[str]
     key: list[str] = Field(min_length=1)
     columns: dict[str, ColumnType]
+    sensitive: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _columns_exist(self) -> Self:
-        for column in [*self.key, *self.outcomes]:
+        for column in [*self.key, *self.outcomes, *self.sensitive]:
             if column not in self.columns:
                 raise ValueError(f"column {column!r} is not among columns: {', '.join(self.columns)}")
         return self
@@ -90,6 +91,7 @@ class Features(Section):
     module: str | None
     outcome_hours: int = Field(ge=0)
     tick_minutes: int = Field(ge=1, le=1440)
+    allow_sensitive: dict[str, str] = {}
 
 
 class Train(Section):
@@ -193,6 +195,10 @@ class Params(Section):
             raise ValueError(f"problem.table {self.problem.table!r} is not among tables: {', '.join(self.tables)}")
         if self.tables[self.problem.table].event_time is None:
             raise ValueError(f"table {self.problem.table!r} needs an event_time")
+        for allowed in self.features.allow_sensitive:
+            table, _, column = allowed.partition(".")
+            if table not in self.tables or column not in self.tables[table].sensitive:
+                raise ValueError(f"features.allow_sensitive names {allowed!r}, which no table declares sensitive")
         return self
 
 
@@ -209,7 +215,8 @@ class Settings(BaseSettings):
     ledger: str = Field("", description="ledger and deployment manifest, SQLAlchemy URL; default SQLite in <var>")
     mlflow: str = Field("", description="MLflow tracking and registry URI; default SQLite in <var>")
     optuna: str = Field("", description="Optuna storage URL; default a journal file per study in <var>")
-    online: Path = Field(Path(""), description="online feature store (SQLite file); default <var>/online.db")
+    online: str = Field("", description="online feature store: a file (SQLite) or redis://…; default <var>/online.db")
+    feast: str = Field("", description="Feast's registry, SQLAlchemy URL; default SQLite in <var>")
     host: str = Field("127.0.0.1", description="address that servers bind to")
     airflow_port: int = 8080
     mlflow_port: int = 5000
@@ -222,7 +229,8 @@ class Settings(BaseSettings):
 
         for name in ("params", "data", "var"):
             put(name, (ROOT / getattr(self, name)).resolve())
-        put("online", (ROOT / self.online).resolve() if self.online != Path("") else self.var / "online.db")
+        put("online", self.online if "://" in self.online else str((ROOT / (self.online or self.var / "online.db")).resolve()))
+        put("feast", self.feast or f"sqlite:///{self.var}/feast.db")
         put("store", self.store or f"{self.var}/store")
         put("dvc_remote", self.dvc_remote or f"{self.var}/dvc-remote")
         put("ledger", self.ledger or f"sqlite:///{self.var}/ledger.db")

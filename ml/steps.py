@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 from ml.refs import (
@@ -114,7 +114,7 @@ def features(plan: TrainPlan) -> FeatureSetRef:
     from ml.features import stored
 
     window = Window(start=plan.train.start, end=plan.holdout.end)
-    return stored.build(snapshots.restore(plan.snapshot), plan.snapshot.digest, window, plan.as_of)
+    return stored.build(snapshots.restore(plan.snapshot), plan.snapshot, window, plan.as_of)
 
 
 def tune(plan: TrainPlan, features: FeatureSetRef, worker: int, workers: int) -> int:
@@ -126,7 +126,7 @@ def tune(plan: TrainPlan, features: FeatureSetRef, worker: int, workers: int) ->
     from ml.training.tuning import run_worker
 
     params = load_params()
-    objective = fold_objective(stored.read(features), plan.folds, load_module(params).features, params)
+    objective = fold_objective(stored.read(features), plan.folds, load_module(params).learned, params)
     return run_worker(_study(plan, features), (worker, workers), params.tune, plan.champion_params, params.train.seed, objective)
 
 
@@ -144,7 +144,7 @@ def fit(plan: TrainPlan, features: FeatureSetRef) -> ModelRef:
     began, cpu_began = time.monotonic(), time.process_time()
     params, module = load_params(), load_module(load_params())
     table, best = stored.read(features), winner(_study(plan, features))
-    fitted = fit_model(table, plan.train, module.features, params, best)
+    fitted = fit_model(table, plan.train, module.learned, params, best)
     profile = build_profile(module.numeric, module.text, labelled(table, plan.train))
     artifacts = Artifacts.make(fitted, best, profile.model_dump_json().encode())
     return ModelRef(
@@ -235,10 +235,12 @@ def register(
     """Logs the run and registers the version, once per plan, whatever the verdict; the gate's decision goes to the ledger."""
     from ml import ledger, store, tracking
     from ml.config import load_params
+    from ml.features.definitions import load_module
     from ml.packaging import lineage
     from ml.packaging.artifacts import Artifacts
 
     params, parts = load_params(), Artifacts.load(model.artifacts)
+    used = [*parts.fitted.encoding.numeric, *parts.fitted.encoding.text]
     report, verdict = store.unpack(store.get(evaluation.report)), evaluation.decision.verdict
     backfill = plan.trigger == "backfill"
     tags = lineage.of(plan, features, model, parts.winner.params) | {
@@ -263,6 +265,10 @@ def register(
         dataset=(f"raw {features.window}", plan.snapshot.digest),
         description=f"{verdict}: {evaluation.decision.reason}\n\nTrained because: {plan.reason}",
     )
+    if load_module(params).views:
+        from ml.features import repository
+
+        repository.register_service(params, version, used)
     evidence = {
         "plan": plan.to_xcom(),
         "decision": evaluation.decision.to_xcom(),
@@ -320,16 +326,18 @@ def materialise(as_of: datetime) -> int:
     """
     from ml.config import load_params, settings
     from ml.data import snapshots
-    from ml.features import inputs, online
+    from ml.features import days, history, inputs
+    from ml.features.assembly import floor_to_tick
     from ml.features.definitions import load_module
+    from ml.features.online import open_store
 
     params = load_params()
-    tick = online.floor_to_tick(as_of, params.features.tick_minutes)
+    tick = floor_to_tick(as_of, params.features.tick_minutes)
     version = snapshots.find(as_of)
-    read = inputs.landed_and_live(params, snapshots.restore(version), inputs.midnight(version.last_day), tick)
-    history = inputs.history(params, tick, tick + timedelta(microseconds=1), read)
-    views = online.snapshot_views(load_module(params), history, params.problem.table, tick)
-    return online.OnlineStore(settings().online).write(tick, views)
+    source = inputs.landed_and_live(params, snapshots.restore(version), version.last_day, tick)
+    found = days.histories(params, source, tick, tick)
+    values = {view.name: history.last_values(view, found[view.name], tick) for view in load_module(params).views}
+    return open_store(settings().online).write(tick, values)
 
 
 def score(window: Window, as_of: datetime) -> ScoreRef:
@@ -339,19 +347,17 @@ def score(window: Window, as_of: datetime) -> ScoreRef:
     from ml.batch.score import score_features, write_partitions
     from ml.config import load_params
     from ml.data import snapshots, validation
-    from ml.features import inputs, offline
+    from ml.features import inputs, stored
     from ml.packaging.bundle import Bundle
 
     params, champion, version = load_params(), _require_champion(as_of), snapshots.find(as_of)
-    spec = params.tables[params.problem.table]
-    read = inputs.landed_and_live(params, snapshots.restore(version), inputs.midnight(version.last_day), as_of)
-    start, end = inputs.midnight(window.start), inputs.midnight(window.end)
-    rows = read(params.problem.table, start, end)
+    spec, root = params.tables[params.problem.table], snapshots.restore(version)
+    rows = inputs.to_score(params, root, version.last_day, inputs.midnight(window.start), inputs.midnight(window.end), as_of)
     name = f"serving-{window}-{as_of:%Y%m%dT%H%M}"
     validation.validate_rows(
         "serving", {params.problem.table: rows.drop_columns([*spec.outcomes, "label", "known_at"]).to_pandas()}, name
     )
-    table = offline.compute(params, rows, inputs.history(params, start, end, read), as_of)
+    table = stored.compute(params, rows, inputs.landed_and_live(params, root, version.last_day, as_of), as_of)
     answers = score_features(Bundle.load(champion.bundle), table, champion.version, as_of)
     return ScoreRef(
         window=window, rows=len(answers), version=champion.version, partitions=write_partitions(answers, window.days())

@@ -11,8 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ml import store
 from ml.config import load_params
+from ml.features.assembly import Assembler
 from ml.features.definitions import load_module
-from ml.features.online import Assembler, OnlineStore
+from ml.features.online import OnlineStore
 from ml.packaging.bundle import Bundle, Example, build
 from ml.serving.answering import NO_STORE, Serving, _params
 from ml.serving.manifest import Deployed

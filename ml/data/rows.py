@@ -6,6 +6,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ml.config import Params, load_params
 from ml.data import sources
@@ -45,6 +46,26 @@ def table_rows(root: Path, table: str, start: datetime, end: datetime, as_of: da
     if not files:
         return _known(params, table, as_of, start, end, "rows", rows=arrow_schema(params.tables[table]).empty_table())
     return _known(params, table, as_of, start, end, parquet(files))
+
+
+def table_versions(root: Path, table: str, start: datetime, end: datetime, as_of: datetime) -> pa.Table:
+    """Every version of the rows with event time in [start, end) that was known at `as_of`, each with its own ``known_at``.
+
+    A table without event time: each landed file is a version of the whole table; ``known_at`` is NULL for the oldest, and the
+    midnight after its day for later ones.
+    """
+    spec = load_params().tables[table]
+    if spec.event_time is not None:
+        known = table_rows(root, table, start, end, as_of)
+        return known.filter(pc.is_valid(known["known_at"]))
+    parts = []
+    for number, file in enumerate(sorted((root / table).glob("*.parquet"))):
+        moment = datetime.combine(date.fromisoformat(file.stem) + timedelta(days=1), datetime.min.time()) if number else None
+        if moment is None or moment <= as_of:
+            rows = _known(load_params(), table, as_of, start, end, parquet([file]))
+            at = rows.schema.get_field_index("known_at")
+            parts.append(rows.set_column(at, "known_at", pa.array([moment] * len(rows), pa.timestamp("us"))))
+    return pa.concat_tables(parts) if parts else table_rows(root, table, start, end, as_of)
 
 
 def live_rows(table: str, start: datetime, end: datetime, as_of: datetime) -> pa.Table:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ml.features import calendar
-from ml.features.definitions import CALENDAR, Feature, FeatureModule, Latest, Recent, Row, Value
+from ml.features.definitions import CALENDAR, Columns, Entity, Feature, FeatureModule, Latest, Recent
 
 TIMEZONE = "America/New_York"
 DAY = 24
+TEAM = "data-team"
 
-WEATHER = Latest(
-    "weather",
-    "weather",
-    ("origin",),
-    ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"),
-    max_age_hours=6,
+ORIGIN = Entity("origin", ("origin",), "airport of departure")
+DESTINATION = Entity("destination", ("dest",), "airport of arrival")
+CARRIER = Entity("carrier", ("carrier",), "operating carrier")
+ROUTE = Entity("route", ("origin", "dest"), "airports of departure and arrival")
+AIRCRAFT = Entity("aircraft", ("tailnum",), "one aircraft, by its registration")
+FLIGHT_NUMBER = Entity("flight_number", ("carrier", "flight"), "a carrier's flight number: the same trip, day after day")
+
+WEATHER_VALUES = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")
+
+VIEWS = (
+    Latest("weather", "weather", ORIGIN, WEATHER_VALUES, 6, "last hourly observation at the airport", TEAM, lag_hours=6),
+    Latest("plane", "planes", AIRCRAFT, ("year", "seats"), None, "register of aircraft", TEAM, lag_hours=7 * DAY),
+    Latest("aircraft_last", "flights", AIRCRAFT, ("arr_delay",), 2 * DAY, "last flight of the same aircraft", TEAM),
+    Recent("origin", ORIGIN, "arr_delay", (2, 6, DAY), "how flights from here have fared", TEAM),
+    Recent("carrier", CARRIER, "arr_delay", (6, DAY), "how the carrier has fared", TEAM),
+    Recent("route", ROUTE, "arr_delay", (DAY, 28 * DAY), "how the route has fared", TEAM, lag_hours=2 * DAY),
+    Recent("dest", DESTINATION, "arr_delay", (6,), "how flights to there have fared", TEAM),
+    Recent("aircraft", AIRCRAFT, "arr_delay", (7 * DAY,), "how the aircraft has fared", TEAM, lag_hours=2 * DAY),
+    Recent("number", FLIGHT_NUMBER, "arr_delay", (28 * DAY,), "how the flight number has fared", TEAM, lag_hours=2 * DAY),
 )
-PLANE = Latest("plane", "planes", ("tailnum",), ("year", "seats"), max_age_hours=None)
-AIRCRAFT_LAST = Latest("aircraft_last", "flights", ("tailnum",), ("arr_delay",), max_age_hours=2 * DAY)
-ORIGIN = Recent("origin", ("origin",), "arr_delay", (2, 6, DAY))
-CARRIER = Recent("carrier", ("carrier",), "arr_delay", (6, DAY))
-ROUTE = Recent("route", ("origin", "dest"), "arr_delay", (DAY, 28 * DAY))
-DESTINATION = Recent("dest", ("dest",), "arr_delay", (6,))
-AIRCRAFT = Recent("aircraft", ("tailnum",), "arr_delay", (7 * DAY,))
-FLIGHT_NUMBER = Recent("number", ("carrier", "flight"), "arr_delay", (28 * DAY,))
-
-VIEWS = (WEATHER, PLANE, AIRCRAFT_LAST, ORIGIN, CARRIER, ROUTE, DESTINATION, AIRCRAFT, FLIGHT_NUMBER)
 
 _UNITS = {"temp": "°F", "dewp": "°F", "humid": "%", "wind_dir": "°", "wind_speed": "mph", "wind_gust": "mph", "precip": "inch",
           "pressure": "hPa", "visib": "mile", "arr_delay": "minute", "age": "hour"}  # fmt: skip
@@ -34,13 +40,14 @@ _KINDS = {"count": "arrivals that became known", "rate": "share that was late", 
 def _history_features() -> tuple[Feature, ...]:
     described = []
     for view in VIEWS:
-        if view is PLANE:
+        if view.name == "plane":
             continue  # enters as aircraft_age and seats
         for column in view.columns:
             if isinstance(view, Recent):
                 _, kind, span = column.removeprefix(view.name).split("_")
                 unit = {"count": "flights", "rate": "share", "mean": "minute"}[kind]
-                described.append(Feature(column, f"same {' and '.join(view.entity)}, last {span}: {_KINDS[kind]}", unit=unit))
+                same = view.entity.name.replace("_", " ")
+                described.append(Feature(column, f"same {same}, last {span}: {_KINDS[kind]}", unit=unit))
             else:
                 value = column.removeprefix(f"{view.name}_")
                 what = "hours since it became known" if value == "age" else value
@@ -64,29 +71,25 @@ FEATURES = (
 )
 
 
-def request_features(row: Row, looked_up: Row) -> dict[str, Value]:
-    """What is known of a flight without its history, from its raw columns, ``event_time`` and its aircraft."""
+def request_features(row: Columns, known: Columns) -> Columns:
+    """What is known of flights without their history, from their raw columns, ``event_time`` and their aircraft."""
     there = calendar.to_local(row["event_time"], TIMEZONE)
-    year = looked_up["plane_year"]
-    departure, arrival = row["sched_dep_time"], row["sched_arr_time"]
-    return {
-        "hour": float(there.hour),
-        "weekday": float(there.weekday()),
-        "minute_of_day": float(there.hour * 60 + there.minute),
-        "days_to_holiday": calendar.days_to_holiday(there.date(), "US"),
+    minutes = (there - there.astype("datetime64[D]")) // np.timedelta64(1, "m")
+    years = there.astype("datetime64[Y]").astype(np.int64) + 1970
+    return calendar.local(row["event_time"], TIMEZONE) | {
+        "minute_of_day": minutes.astype(float),
+        "days_to_holiday": calendar.days_to_holiday(there, "US"),
         "distance": row["distance"],
-        "scheduled_minutes": None
-        if departure is None or arrival is None
-        else float((_minutes(arrival) - _minutes(departure)) % 1440),
-        "aircraft_age": None if year is None else there.year - year,
-        "seats": looked_up["plane_seats"],
+        "scheduled_minutes": (_minutes(row["sched_arr_time"]) - _minutes(row["sched_dep_time"])) % 1440,
+        "aircraft_age": years - known["plane_year"],
+        "seats": known["plane_seats"],
         "carrier": row["carrier"],
         "origin": row["origin"],
         "dest": row["dest"],
     }
 
 
-def _minutes(hhmm: int) -> int:
+def _minutes(hhmm: np.ndarray) -> np.ndarray:
     return hhmm // 100 * 60 + hhmm % 100
 
 

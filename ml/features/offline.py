@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
+import numpy as np
 import pyarrow as pa
 
 from ml.config import Params
 from ml.data.query import literal, query
-from ml.errors import EvergreenError
-from ml.features.definitions import Recent, View, load_module
-from ml.features.history import values_at
+from ml.features.assembly import finish, raw_arrays
+from ml.features.definitions import load_module
+from ml.features.history import keys_of, values_at
 
 IDENTITY = ("entity_id", "event_time", "prediction_time", "known_at", "label")
 
-
-def source_table(view: View, problem_table: str) -> str:
-    """The table that a view reads: outcomes live in the problem's own."""
-    return problem_table if isinstance(view, Recent) else view.table
+Lookup = Callable[[pa.Table], pa.Table]
+"""Points (a key column per entity, ``tick``) → the stored columns of every view, one row per point, in their order."""
 
 
 def ticks(prediction_times: pa.ChunkedArray, as_of: datetime, tick_minutes: int) -> pa.Array:
@@ -28,14 +27,27 @@ def ticks(prediction_times: pa.ChunkedArray, as_of: datetime, tick_minutes: int)
     return query(sql, moments=pa.table({"t": prediction_times}))["tick"].combine_chunks()
 
 
-def compute(params: Params, rows: pa.Table, tables: Mapping[str, pa.Table], as_of: datetime) -> pa.Table:
+def join(params: Params, histories: Mapping[str, pa.Table]) -> Lookup:
+    """Looks up in histories that are in memory."""
+    module = load_module(params)
+
+    def lookup(points: pa.Table) -> pa.Table:
+        found: dict[str, pa.ChunkedArray] = {}
+        for view in module.views:
+            values = values_at(view, points, "history", history=histories[view.name])
+            found |= {c: values[c] for c in view.stored}
+        return pa.table(found)
+
+    return lookup
+
+
+def compute(params: Params, rows: pa.Table, lookup: Lookup, as_of: datetime) -> pa.Table:
     """Features of `rows`, each as known at the last tick before its own prediction time (never after `as_of`).
 
     Args:
         params: names the feature module, the problem's table and the tick.
         rows: rows to predict: raw columns, ``entity_id``, ``event_time``, ``prediction_time``, ``known_at``, ``label``.
-        tables: by name, the history that views read, with ``event_time`` and ``known_at``; it must reach
-            the module's ``horizon_hours`` back from the first tick.
+        lookup: finds the values of history at a tick.
         as_of: what became known later is not used.
 
     Returns:
@@ -44,24 +56,15 @@ def compute(params: Params, rows: pa.Table, tables: Mapping[str, pa.Table], as_o
     Raises:
         EvergreenError: a feature function does not return the declared features.
     """
-    module, problem_table = load_module(params), params.problem.table
-    spec = params.tables[problem_table]
-    raw_columns = [c for c in spec.columns if c not in spec.outcomes]
-    points = rows.append_column("tick", ticks(rows["prediction_time"], as_of, params.features.tick_minutes))
-    columns = {name: points[name] for name in (*IDENTITY, "tick")}
-    looked_up: dict[str, pa.ChunkedArray] = {}
-    for view in module.views:
-        found = values_at(view, points, tables[source_table(view, problem_table)])
-        looked_up |= {name: found[name] for name in view.columns}
-    reads = pa.table({name: looked_up[name] for name in module.reads}).to_pylist() if module.reads else [{}] * len(rows)
-    raw = rows.select([*raw_columns, "event_time"]).to_pylist()
-    computed = [module.request(row, known) for row, known in zip(raw, reads, strict=True)]
-    declared = {f.name for f in module.requested}
-    if computed and set(computed[0]) != declared:
-        odd = sorted(set(computed[0]) ^ declared)
-        raise EvergreenError(f"features declared and computed differ in {odd}", "make FEATURES and the request function agree")
-    for feature in module.features:
-        kind = pa.string() if feature.kind == "text" else pa.float64()
-        own = feature.name in declared
-        columns[feature.name] = pa.array([v[feature.name] for v in computed], kind) if own else looked_up[feature.name]
-    return pa.table(columns)
+    module = load_module(params)
+    tick = ticks(rows["prediction_time"], as_of, params.features.tick_minutes)
+    points = keys_of(module.entities, rows).append_column("tick", tick)
+    found = lookup(points) if module.views else pa.table({})
+    stored = {name: found[name].to_numpy() for name in found.column_names}
+    features = finish(module, raw_arrays(params, rows), stored, tick.to_numpy(zero_copy_only=False).astype("datetime64[us]"))
+    columns = {name: rows[name] for name in IDENTITY} | {"tick": tick}
+    return pa.table(columns | {name: _arrow(values) for name, values in features.items()})
+
+
+def _arrow(values: np.ndarray) -> pa.Array:
+    return pa.array(values, pa.string() if values.dtype == object else pa.float64(), from_pandas=True)

@@ -1,55 +1,79 @@
-"""The online store: the values of every view at one tick, and the features of a request.
+"""The online store: the values of every view at one tick. One read answers for all views, and never shows half a tick.
 
-One SQLite file, replaced view by view in one transaction, so that a reader sees one tick and never half of one.
+SQLite by default (a file), Redis by URL; both pass ``tests/contracts/test_online_stores.py``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import threading
+import time
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
-import pyarrow as pa
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from ml.config import Params
-from ml.data.query import query
-from ml.data.schema import ARROW
-from ml.features.definitions import FeatureModule, Value, View, load_module
-from ml.features.history import values_at
-from ml.features.offline import source_table
+from ml.errors import EvergreenError
 
-EPOCH = datetime(2000, 1, 1)
-
-
-def floor_to_tick(moment: datetime, tick_minutes: int) -> datetime:
-    """The last tick at or before `moment`.
-
-    >>> floor_to_tick(datetime(2013, 4, 18, 9, 59), 60)
-    datetime.datetime(2013, 4, 18, 9, 0)
-    """
-    step = timedelta(minutes=tick_minutes)
-    return EPOCH + (moment - EPOCH) // step * step
+Payload = dict[str, float | None]
+Key = tuple[str, str]
+"""View and entity key."""
 
 
-class OnlineStore:
+class StoreDownError(EvergreenError):
+    """The online store cannot be read now."""
+
+
+class OnlineStore(Protocol):
     """Values by (view, entity key) at one tick."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def write(self, tick: datetime, views: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> int:
+    def write(self, tick: datetime, views: Mapping[str, Mapping[str, Payload]]) -> int:
         """Replaces all views by their values at `tick`, whole or not at all; an older tick than the stored one is refused.
 
         Returns:
             Rows written; 0 when the store holds a newer tick already.
         """
+        ...
+
+    def read(self, keys: Sequence[Key]) -> tuple[datetime | None, dict[Key, Payload]]:
+        """The stored tick and the values found, all of one tick. A store that was never written has tick None.
+
+        Raises:
+            StoreDownError: it cannot be read.
+        """
+        ...
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """By view: entities, and bytes of their values."""
+        ...
+
+
+def open_store(url: str) -> OnlineStore:
+    """The store at `url`: ``redis://…`` or ``rediss://…`` (a database of its own for each problem), or else a file of SQLite."""
+    if url.startswith(("redis://", "rediss://")):
+        return RedisStore(url)
+    return SQLiteStore(Path(url))
+
+
+class SQLiteStore:
+    """One file, replaced in one transaction; a reader's connection stays open per thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+
+    def write(self, tick: datetime, views: Mapping[str, Mapping[str, Payload]]) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [(view, key, json.dumps(values)) for view, keyed in views.items() for key, values in keyed.items()]
-        with self._connect() as connection:
+        connection = sqlite3.connect(self.path, timeout=5, isolation_level=None)
+        try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS features (view TEXT, key TEXT, payload TEXT, PRIMARY KEY (view, key)) WITHOUT ROWID"
@@ -65,114 +89,116 @@ class OnlineStore:
             connection.executemany("INSERT INTO features VALUES (?, ?, ?)", rows)
             connection.execute("INSERT INTO tick VALUES (?)", (tick.isoformat(),))
             connection.execute("COMMIT")
+        finally:
+            connection.close()
         return len(rows)
 
-    def read(self, keys: Sequence[tuple[str, str]]) -> tuple[datetime | None, dict[tuple[str, str], dict[str, float | None]]]:
-        """The stored tick and the values found; all in one read transaction. A store that was never written has tick None."""
-        if not self.path.exists():
-            return None, {}
-        with self._connect() as connection:
+    def read(self, keys: Sequence[Key]) -> tuple[datetime | None, dict[Key, Payload]]:
+        try:
+            connection = self._reader()
+            if connection is None:
+                return None, {}
+            found: dict[Key, Payload] = {}
             connection.execute("BEGIN")
-            stored = connection.execute("SELECT at FROM tick").fetchone()
-            found = {}
-            for start in range(0, len(keys), 400):
-                part = keys[start : start + 400]
-                marks = ", ".join(["(?, ?)"] * len(part))
-                query = f"SELECT view, key, payload FROM features WHERE (view, key) IN (VALUES {marks})"
-                for view, key, payload in connection.execute(query, [x for pair in part for x in pair]):
-                    found[view, key] = json.loads(payload)
+            try:
+                stored = connection.execute("SELECT at FROM tick").fetchone()
+                for start in range(0, len(keys), 400):
+                    part = keys[start : start + 400]
+                    marks = ", ".join(["(?, ?)"] * len(part))
+                    asked = f"SELECT view, key, payload FROM features WHERE (view, key) IN (VALUES {marks})"
+                    for view, key, payload in connection.execute(asked, [x for pair in part for x in pair]):
+                        found[view, key] = json.loads(payload)
+            finally:
+                connection.execute("ROLLBACK")
+        except (sqlite3.Error, ValueError) as error:
+            self._local.open = None
+            raise StoreDownError(
+                f"online store {self.path}: {error}", "run `evergreen materialise`; see EVERGREEN_ONLINE"
+            ) from error
         return (datetime.fromisoformat(stored[0]) if stored else None), found
 
-    def _connect(self) -> _Closing:
-        return _Closing(self.path)
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        connection = self._reader()
+        if connection is None:
+            return {}
+        asked = "SELECT view, count(*), sum(length(key) + length(payload)) FROM features GROUP BY view"
+        return {view: (entities, size) for view, entities, size in connection.execute(asked)}
 
-
-class _Closing:
-    """A connection that closes on leaving the block (sqlite3's own block only commits)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> sqlite3.Connection:
-        self.connection = sqlite3.connect(self.path, timeout=5, isolation_level=None)
-        return self.connection
-
-    def __exit__(self, *_: object) -> None:
-        self.connection.close()
-
-
-def snapshot_views(module: FeatureModule, tables: Mapping[str, pa.Table], problem_table: str, tick: datetime
-                   ) -> dict[str, dict[str, dict[str, float | None]]]:  # fmt: skip
-    """The values of every view at `tick` for every entity with any history: what `OnlineStore.write` takes."""
-    return {view.name: _values(view, tables[source_table(view, problem_table)], tick) for view in module.views}
-
-
-def _values(view: View, table: pa.Table, tick: datetime) -> dict[str, dict[str, float | None]]:
-    keys, present = ", ".join(view.entity), " AND ".join(f"{c} IS NOT NULL" for c in view.entity)
-    entities = query(f"SELECT DISTINCT {keys} FROM rows WHERE {present} ORDER BY ALL", rows=table)
-    points = entities.append_column("tick", pa.array([tick] * len(entities), pa.timestamp("us")))
-    named = entities.to_pylist()
-    values = values_at(view, points, table).to_pylist()
-    return {entity_key(view, e): v for e, v in zip(named, values, strict=True) if v != view.defaults}
-
-
-def entity_key(view: View, row: Mapping[str, Any]) -> str:
-    """The key of a row's entity: ``UA|1545``; empty when a part is missing (and nothing is stored under it)."""
-    parts = [row[c] for c in view.entity]
-    return "" if any(p is None for p in parts) else "|".join(str(p) for p in parts)
-
-
-@dataclass(frozen=True)
-class Assembled:
-    """Features of some requests; lists are in the order of the requests."""
-
-    features: list[dict[str, Value]]
-    flags: list[list[str]]
-    entity_ids: list[str]
-    event_times: list[datetime]
-    prediction_times: list[datetime]
-    tick: datetime | None
-
-
-class Assembler:
-    """From raw request fields to features, for one problem. Safe to share between threads."""
-
-    def __init__(self, params: Params) -> None:
-        self.params = params
-        self.module = load_module(params)
-        self.spec = params.tables[params.problem.table]
-
-    def assemble(self, store: OnlineStore, rows: Sequence[Mapping[str, Any]]) -> Assembled:
-        """Reads the store once for all rows and views.
-
-        Flags: ``features_missing`` when the store cannot be read or was never written (declared defaults are used),
-        ``features_stale`` when its tick is older than the last one before the row's prediction time.
-        """
-        event_times = self._event_times(rows)
-        lead, minutes = timedelta(hours=self.params.problem.lead_hours), self.params.features.tick_minutes
-        wanted = sorted({(v.name, entity_key(v, r)) for r in rows for v in self.module.views})
+    def _reader(self) -> sqlite3.Connection | None:
+        """This thread's connection, opened again when another file has taken the place of the one that it reads."""
         try:
-            tick, found = store.read(wanted)
-        except sqlite3.Error:
-            tick, found = None, {}  # answered from defaults and flagged: see the fallback rule in the docstring
-        features, flags = [], []
-        for row, event_time in zip(rows, event_times, strict=True):
-            looked_up: dict[str, float | None] = {}
-            for view in self.module.views:
-                looked_up |= found.get((view.name, entity_key(view, row)), view.defaults)
-            computed = self.module.request({**row, "event_time": event_time}, looked_up)
-            features.append({f.name: computed[f.name] if f.name in computed else looked_up[f.name] for f in self.module.features})
-            due = floor_to_tick(event_time - lead, minutes)
-            late = "features_missing" if tick is None else "features_stale" if tick < due else None
-            flags.append([late] if late and self.module.views else [])
-        ids = [
-            "-".join([*(str(row[c]) for c in self.params.problem.id), f"{at:%Y%m%dT%H%M}"])
-            for row, at in zip(rows, event_times, strict=True)
-        ]
-        return Assembled(features, flags, ids, event_times, [at - lead for at in event_times], tick)
+            identity = os.stat(self.path).st_ino
+        except FileNotFoundError:
+            return None
+        if getattr(self._local, "open", None) is None or self._local.identity != identity:
+            self._local.open = sqlite3.connect(self.path, timeout=0.05, isolation_level=None)
+            self._local.identity = identity
+        connection: sqlite3.Connection = self._local.open
+        return connection
 
-    def _event_times(self, rows: Sequence[Mapping[str, Any]]) -> list[datetime]:
-        """The declared expression over the raw fields, by the engine that evaluates it on landed data."""
-        names = [c for c in self.spec.columns if c not in self.spec.outcomes]
-        raw = pa.table({c: pa.array([r[c] for r in rows], ARROW[self.spec.columns[c]]) for c in names})
-        return query(f"SELECT ({self.spec.event_time})::TIMESTAMP AS moment FROM rows", rows=raw)["moment"].to_pylist()
+
+class RedisStore:
+    """One hash: ``tick`` and a field per view and entity. It is written aside and renamed, and read by one HMGET.
+
+    After a failure it is left alone for `PAUSE` seconds, so that an answer does not wait for a server that is gone.
+    """
+
+    PAUSE = 0.5
+    TIMEOUT = 0.05  # seconds, of the 100 ms that an answer has
+    ABANDONED = 600  # seconds after which a half-written hash of a killed writer is gone
+
+    def __init__(self, url: str) -> None:
+        self.key = "evergreen:features"
+        self._reader = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=self.TIMEOUT,
+            socket_connect_timeout=self.TIMEOUT,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._writer = redis.Redis.from_url(url, decode_responses=True, socket_timeout=30)
+        self._not_before = 0.0
+
+    def write(self, tick: datetime, views: Mapping[str, Mapping[str, Payload]]) -> int:
+        rows = {f"{view}\n{key}": json.dumps(values) for view, keyed in views.items() for key, values in keyed.items()}
+        aside, fields = f"{self.key}:{uuid.uuid4().hex}", list({"tick": tick.isoformat(), **rows}.items())
+        for start in range(0, len(fields), 5000):
+            self._writer.hset(aside, mapping=dict(fields[start : start + 5000]))
+        self._writer.expire(aside, self.ABANDONED)
+
+        renamed = False
+
+        def replace(pipe: redis.client.Pipeline) -> None:
+            nonlocal renamed
+            stored = pipe.hget(self.key, "tick")
+            renamed = not (isinstance(stored, str) and datetime.fromisoformat(stored) > tick)
+            pipe.multi()
+            if renamed:
+                pipe.rename(aside, self.key)
+                pipe.persist(self.key)
+            else:
+                pipe.delete(aside)
+
+        self._writer.transaction(replace, self.key)
+        return len(rows) if renamed else 0
+
+    def read(self, keys: Sequence[Key]) -> tuple[datetime | None, dict[Key, Payload]]:
+        if time.monotonic() < self._not_before:
+            raise StoreDownError("online store: Redis did not answer a moment ago", "start it again; see EVERGREEN_ONLINE")
+        try:
+            fields = ["tick", *(f"{view}\n{key}" for view, key in keys)]
+            tick, *payloads = cast(list[str | None], self._reader.hmget(self.key, fields))
+        except redis.RedisError as error:
+            self._not_before = time.monotonic() + self.PAUSE
+            raise StoreDownError(f"online store: Redis: {error}", "start it again; see EVERGREEN_ONLINE") from error
+        found = {key: json.loads(payload) for key, payload in zip(keys, payloads, strict=True) if payload is not None}
+        return (datetime.fromisoformat(tick) if tick else None), found
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        totals: dict[str, tuple[int, int]] = {}
+        for field, payload in self._writer.hscan_iter(self.key, count=1000):
+            if field != "tick":
+                view, key = field.split("\n", 1)
+                entities, size = totals.get(view, (0, 0))
+                totals[view] = (entities + 1, size + len(key) + len(payload))
+        return totals

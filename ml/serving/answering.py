@@ -12,8 +12,9 @@ from typing import Any
 
 from ml.config import Features, Params, Problem, Table
 from ml.errors import IntegrityError
+from ml.features.assembly import Assembled, Assembler
 from ml.features.definitions import Value
-from ml.features.online import Assembled, Assembler, OnlineStore
+from ml.features.online import OnlineStore, SQLiteStore
 from ml.packaging.bundle import Bundle
 from ml.serving.log import Entry
 from ml.serving.predictor import PredictionError, Predictor
@@ -22,7 +23,7 @@ from ml.serving.schema import Answer, RequestError, RequestSchema
 FALLBACK = "fallback_baseline"
 CHAMPION = "champion"
 WARM = 8
-NO_STORE = OnlineStore(Path("/nonexistent/online.db"))
+NO_STORE = SQLiteStore(Path("/nonexistent/online.db"))
 """Reads as a store that was never written: declared defaults, flagged."""
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Serving:
         predictor = Predictor(bundle)
         predictor.probe()
         since, assembler = datetime.now(UTC).replace(tzinfo=None), Assembler(_params(bundle))
-        computed = {feature.name for feature in assembler.module.features}
+        computed = {name for feature in assembler.module.features for name in (feature.name, *feature.formerly)}
         if absent := [name for name in [*bundle.card.numeric, *bundle.card.text] if name not in computed]:
             raise IntegrityError(
                 f"bundle {bundle.digest[:12]} needs features {absent} that this code does not compute",
@@ -67,8 +68,10 @@ class Serving:
             raise IntegrityError(problem, "package the model again") from error
         return serving
 
-    def answer(self, store: OnlineStore, rows: Sequence[Mapping[str, Any]], request_id: str) -> tuple[list[Answer], list[Entry]]:
-        """Answers each row, and the same as entries for the log.
+    def answer(
+        self, store: OnlineStore, rows: Sequence[Mapping[str, Any]], request_id: str
+    ) -> tuple[list[Answer], list[Entry], dict[str, int]]:
+        """Answers each row; the same as entries for the log; and by view, how many rows had its values filled in.
 
         Raises:
             RequestError: 422, no event time or features can be computed from a row's fields.
@@ -104,7 +107,7 @@ class Serving:
                     features=assembled.features[i],
                 )
             )
-        return answers, entries
+        return answers, entries, assembled.filled
 
     def _assemble(self, store: OnlineStore, rows: Sequence[Mapping[str, Any]]) -> Assembled:
         """Features from the online store, else from the declared defaults; when that fails too, the row is at fault."""

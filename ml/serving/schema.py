@@ -22,7 +22,9 @@ class Answer(BaseModel):
     model_version: str = Field(description="the registered version that answered")
     cohort: str = Field(description="who was asked: champion")
     request_id: str = Field(description="the same for all rows of a request")
-    flags: list[str] = Field(description="features_missing, features_stale, fallback_baseline; empty when all is well")
+    flags: list[str] = Field(
+        description="features_missing, features_expired, features_stale, features_ahead, fallback_baseline; empty: all is well"
+    )
 
 
 class RequestError(Exception):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ml.config import settings
-from ml.features.online import OnlineStore
+from ml.features.online import StoreDownError, open_store
 from ml.packaging.bundle import Bundle
 from ml.serving.answering import Serving
 from ml.serving.follower import Follower
@@ -47,7 +47,7 @@ class Service:
 
     def start(self) -> None:
         """Opens store and log and takes a model into service; returns at once when there is none yet."""
-        self.store = OnlineStore(settings().online)
+        self.store = open_store(settings().online)
         if self._write_log:
             self._log = PredictionLog(folder(), on_written=self.telemetry.logged.inc, on_dropped=self.telemetry.dropped.inc)
         if self._fixed is None:
@@ -111,12 +111,14 @@ class Service:
         try:
             serving = self.ready()
             rows, many = serving.schema.parse(body)
-            answers, entries = serving.answer(self.store, rows, request_id or uuid.uuid4().hex) if rows else ([], [])
+            answers, entries, filled = serving.answer(self.store, rows, request_id or uuid.uuid4().hex) if rows else ([], [], {})
             if self._log is not None:
                 self._log.append(entries)
             self.telemetry.rows.labels(serving.version).inc(len(answers))
             for flag in (flag for answer in answers for flag in answer.flags):
                 self.telemetry.flags.labels(flag).inc()
+            for view, count in filled.items():
+                self.telemetry.filled.labels(view).inc(count)
             status = "200"
             return answers if many else answers[0]
         except RequestError as error:
@@ -131,8 +133,17 @@ class Service:
 
     def metadata(self) -> dict[str, Any]:
         """What serves, since when, from which data, and what was refused last."""
-        tick, _ = self.store.read([])
-        about: dict[str, Any] = {"feature_tick": tick, "problem": self.problem or None, "model_version": None}
+        tick, down = None, ""
+        try:
+            tick, _ = self.store.read([])
+        except StoreDownError as error:
+            down = str(error)
+        about: dict[str, Any] = {
+            "feature_tick": tick,
+            "feature_store_problem": down or None,
+            "problem": self.problem or None,
+            "model_version": None,
+        }
         if (serving := self.serving) is not None:
             card = serving.bundle.card
             about |= {

@@ -15,6 +15,7 @@ class Telemetry:
         self.requests = self._counter("requests", "requests to /predict", "status")
         self.rows = self._counter("predictions", "rows answered", "model_version")
         self.flags = self._counter("flags", "rows answered with this flag", "flag")
+        self.filled = self._counter("features_filled", "rows answered as if nothing were known of this view", "view")
         self.logged = self._counter("predictions_logged", "rows written to the prediction log")
         self.dropped = self._counter("predictions_dropped", "rows lost to the prediction log")
         self.swaps = self._counter("swaps", "models taken into service")

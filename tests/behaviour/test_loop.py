@@ -13,7 +13,9 @@ from ml import ledger, steps, tracking
 from ml.config import ROOT, load_params, settings
 from ml.data import rows, snapshots
 from ml.errors import EvergreenError, NotFoundError
-from ml.features import inputs, offline, online, stored
+from ml.features import inputs, stored
+from ml.features.assembly import Assembler
+from ml.features.online import open_store
 from ml.refs import ModelRef, TrainPlan, VersionRef, Window
 from ml.serving import manifest
 from tests.conftest import forget
@@ -157,15 +159,16 @@ def test_features__served_before_the_day_is_landed_equal_training_after_it(home:
     lead = timedelta(hours=params.problem.lead_hours)
     due = rows.live_rows(params.problem.table, tick + lead, tick + lead + timedelta(hours=1), tick)
     requests = due.select([c for c in spec.columns if c not in spec.outcomes]).to_pylist()
-    served = online.Assembler(params).assemble(online.OnlineStore(settings().online), requests)
+    served = Assembler(params).assemble(open_store(settings().online), requests)
     assert len(requests) > 30
     assert not any(served.flags)
 
     ingest(Window(start="2013-02-08", end="2013-02-09"))
     later = day + timedelta(days=2)
-    read = inputs.landed(snapshots.restore(snapshots.find(later)), later)
-    landed = read(params.problem.table, day, day + timedelta(days=1))
-    history = inputs.history(params, day, later, read)
-    trained = {row["entity_id"]: row for row in offline.compute(params, landed, history, later).to_pylist()}
+    version = snapshots.find(later)
+    root = snapshots.restore(version)
+    landed = rows.problem_rows(root, day, day + timedelta(days=1), later)
+    table = stored.compute(params, landed, inputs.landed(root, version.last_day), later)
+    trained = {row["entity_id"]: row for row in table.to_pylist()}
     for name, features in zip(served.entity_ids, served.features, strict=True):
         assert {feature: trained[name][feature] for feature in features} == features

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 START = datetime(2013, 4, 1)
 MINUTE = timedelta(minutes=1)
 
+ONE = {"carrier": "UA", "flight": 1, "origin": "EWR", "dest": "BOS", "tailnum": "N1", "distance": 200.0, "sched_dep_time": 900,
+       "sched_arr_time": 1100, "event": 0, "taken": 4, "arr_delay": 20}  # fmt: skip
 FLIGHT = st.fixed_dictionaries(
     {
         "carrier": st.sampled_from(["UA", "B6"]),
@@ -25,6 +27,15 @@ FLIGHT = st.fixed_dictionaries(
         "arr_delay": st.one_of(st.none(), st.integers(-60, 300)),
     }
 )
+CORRECTION = st.fixed_dictionaries(
+    {
+        "after": st.integers(0, 60),  # quarters of an hour after the version before it; 0 is a tie
+        "arr_delay": st.one_of(st.none(), st.integers(-60, 300)),
+        "tailnum": st.sampled_from(["N1", "N2", None]),
+    }
+)
+CORRECTED = st.tuples(FLIGHT, st.lists(CORRECTION, max_size=3), st.integers(1, 2))
+"""A flight, its corrections in the order in which they arrive, and how many equal copies of each version there are."""
 WEATHER = st.fixed_dictionaries(
     {
         "origin": st.sampled_from(["EWR", "JFK"]),
@@ -60,6 +71,23 @@ def flights(drawn: list[dict]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=FLIGHT_SCHEMA)
 
 
+def versions(drawn: list[tuple[dict, list[dict], int]]) -> pa.Table:
+    """Versions as `ml.data.rows.table_versions` gives them: each with its own known_at; a correction may take the outcome away."""
+    rows = []
+    for flight, corrections, copies in drawn:
+        (first,) = flights([flight]).to_pylist()
+        known, chain = first["known_at"], [first] if first["known_at"] is not None else []
+        for each in corrections:
+            known = (known or first["event_time"]) + 15 * MINUTE * each["after"]
+            delay = each["arr_delay"]
+            outcome = (
+                {"arr_delay": None, "label": None} if delay is None else {"arr_delay": float(delay), "label": float(delay >= 15)}
+            )
+            chain.append(first | outcome | {"tailnum": each["tailnum"], "known_at": known})
+        rows += chain * copies
+    return pa.Table.from_pylist(rows, schema=FLIGHT_SCHEMA)
+
+
 def weather(drawn: list[dict]) -> pa.Table:
     """One observation per origin and moment."""
     seen = {(w["origin"], w["event"]): w for w in drawn}
@@ -72,11 +100,15 @@ def weather(drawn: list[dict]) -> pa.Table:
 
 
 def planes() -> pa.Table:
-    rows = [{"tailnum": "N1", "year": 1999.0, "seats": 150}, {"tailnum": "N2", "year": None, "seats": 50}]
-    return pa.Table.from_pylist(rows, schema=pa.schema([("tailnum", pa.string()), ("year", pa.float64()), ("seats", pa.int64())]))
+    none = {"event_time": None, "known_at": None}
+    rows = [{"tailnum": "N1", "year": 1999.0, "seats": 150} | none, {"tailnum": "N2", "year": None, "seats": 50} | none]
+    return pa.Table.from_pylist(rows, schema=PLANE_SCHEMA)
 
 
 STAMP = pa.timestamp("us")
+PLANE_SCHEMA = pa.schema(
+    [("tailnum", pa.string()), ("year", pa.float64()), ("seats", pa.int64()), ("event_time", STAMP), ("known_at", STAMP)]
+)
 FLIGHT_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("carrier", "origin", "dest", "tailnum", "entity_id")]
     + [(n, pa.int64()) for n in ("flight", "hour", "minute", "sched_dep_time", "sched_arr_time")]

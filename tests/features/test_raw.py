@@ -6,11 +6,11 @@ from pathlib import Path
 
 from ml.config import load_params
 from ml.features import offline
+from ml.features.assembly import Assembler
 from ml.features.definitions import code_digest, load_module
-from ml.features.online import Assembler, OnlineStore
-from tests.features.rows import flights
+from ml.features.online import SQLiteStore
+from tests.features.rows import ONE, flights
 from tests.features.test_history import AS_OF
-from tests.features.test_inputs import FLIGHT
 
 SHIPPED = load_params()
 RAW = SHIPPED.model_copy(update={"features": SHIPPED.features.model_copy(update={"module": None})})
@@ -24,11 +24,11 @@ def test_raw_module__holds_no_outcome_and_no_time() -> None:
 
 
 def test_raw_module__online_equals_offline_and_nothing_is_stale(tmp_path: Path) -> None:
-    rows = flights([FLIGHT, FLIGHT | {"tailnum": None, "event": 9}])
-    trained = offline.compute(RAW, rows, {}, AS_OF).to_pylist()
+    rows = flights([ONE, ONE | {"tailnum": None, "event": 9}])
+    trained = offline.compute(RAW, rows, offline.join(RAW, {}), AS_OF).to_pylist()
     spec = RAW.tables["flights"]
     requests = rows.select([c for c in spec.columns if c not in spec.outcomes]).to_pylist()
-    served = Assembler(RAW).assemble(OnlineStore(tmp_path / "never-written.db"), requests)
+    served = Assembler(RAW).assemble(SQLiteStore(tmp_path / "never-written.db"), requests)
     assert served.flags == [[], []]
     for row, features in zip(trained, served.features, strict=True):
         assert {name: row[name] for name in features} == features

@@ -16,7 +16,7 @@ import pytest
 from ml import store
 from ml.config import load_params, settings
 from ml.features.definitions import load_module
-from ml.features.online import OnlineStore
+from ml.features.online import SQLiteStore
 from ml.packaging.bundle import Bundle
 from ml.serving import manifest
 from ml.serving.log import read_online
@@ -89,7 +89,7 @@ def test_predict__a_list__answers_in_order(serve: Serve) -> None:
 )
 def test_predict__online_features__flagged_when_stale(serve: Serve, tick: datetime, flags: list[str]) -> None:
     deploy(stored(sample_bundle(), "1"))
-    fresh_features(OnlineStore(settings().online), tick)
+    fresh_features(SQLiteStore(Path(settings().online)), tick)
     with serve() as client:
         eventually(lambda: serves(client, "1"))
         assert client.post("/predict", json=REQUEST).json()["flags"] == flags
@@ -99,7 +99,7 @@ def test_predict__online_features__flagged_when_stale(serve: Serve, tick: dateti
 def test_predict__store_holds_garbage__answered_from_defaults_and_flagged(serve: Serve) -> None:
     archive = sample_bundle()
     deploy(stored(archive, "1"))
-    fresh_features(OnlineStore(settings().online))
+    fresh_features(SQLiteStore(Path(settings().online)))
     with sqlite3.connect(settings().online) as connection:
         connection.execute("UPDATE features SET payload = '{'")
     with serve() as client:
@@ -144,7 +144,7 @@ def test_predict__wrong_requests__status_and_field(serve: Serve) -> None:
 
 def test_predict__answered__is_in_the_log_as_served(serve: Serve) -> None:
     deploy(stored(sample_bundle(), "1"))
-    fresh_features(OnlineStore(settings().online))
+    fresh_features(SQLiteStore(Path(settings().online)))
     with serve() as client:
         eventually(lambda: serves(client, "1"))
         answer = client.post("/predict", json=REQUEST).json()

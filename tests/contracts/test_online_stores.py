@@ -1,0 +1,196 @@
+"""What every online store does, whatever is beneath it: SQLite, and a real redis-server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import redis
+
+from ml.features.online import OnlineStore, RedisStore, StoreDownError, open_store
+
+
+class Server:
+    """A redis-server of this test's own, on a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            self.port = listener.getsockname()[1]
+        self.url, self.folder = f"redis://127.0.0.1:{self.port}/0", folder
+        self.start()
+
+    def start(self) -> None:
+        options = [
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self.folder),
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+        ]
+        self.process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(redis.RedisError):
+                if redis.Redis.from_url(self.url).ping():
+                    return
+            assert time.monotonic() < deadline, "redis-server does not answer"
+            time.sleep(0.02)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self.process.poll() is None:
+            os.kill(self.process.pid, how)
+            self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed: sh ops/install_debian.sh redis-server")
+    started = Server(tmp_path)
+    yield started
+    started.stop()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> OnlineStore:
+    if request.param == "sqlite":
+        return open_store(str(tmp_path / "online.db"))
+    return open_store(request.getfixturevalue("server").url)
+
+
+def test_read__of_a_store_that_was_never_written(store: OnlineStore) -> None:
+    assert store.read([("v", "k")]) == (None, {})
+    assert store.sizes() == {}
+
+
+def test_write__refuses_an_older_tick(store: OnlineStore) -> None:
+    assert store.write(datetime(2013, 4, 18, 10), {"v": {"k": {"x": 1.0}}}) == 1
+    assert store.write(datetime(2013, 4, 18, 9), {"v": {"k": {"x": 2.0}}}) == 0
+    assert store.read([("v", "k")]) == (datetime(2013, 4, 18, 10), {("v", "k"): {"x": 1.0}})
+
+
+def test_write__of_the_same_tick_again_replaces_it(store: OnlineStore) -> None:
+    store.write(datetime(2013, 4, 18, 10), {"v": {"k": {"x": 1.0}}})
+    assert store.write(datetime(2013, 4, 18, 10), {"v": {"k": {"x": 2.0}}}) == 1
+    assert store.read([("v", "k")])[1] == {("v", "k"): {"x": 2.0}}
+
+
+def test_write__forgets_entities_that_are_gone(store: OnlineStore) -> None:
+    store.write(datetime(2013, 4, 18, 10), {"v": {"a": {"x": 1.0}, "b": {"x": 2.0}}})
+    store.write(datetime(2013, 4, 18, 11), {"v": {"b": {"x": 3.0}}})
+    assert store.read([("v", "a"), ("v", "b")])[1] == {("v", "b"): {"x": 3.0}}
+
+
+def test_values__come_back_to_the_last_bit(store: OnlineStore) -> None:
+    values = {"third": 1 / 3, "sum": 0.1 + 0.2, "tiny": 5e-324, "huge": 1.7976931348623157e308, "none": None}
+    store.write(datetime(2013, 4, 18, 10), {"view": {"UA|1545": values, "é|☃\u0001": values}})
+    assert store.read([("view", "UA|1545"), ("view", "é|☃\u0001")])[1] == dict.fromkeys(
+        [("view", "UA|1545"), ("view", "é|☃\u0001")], values
+    )
+
+
+def test_read__never_sees_half_a_tick(store: OnlineStore) -> None:
+    def views(value: float) -> dict:
+        return {"v": {str(k): {"x": value} for k in range(3000)}}
+
+    store.write(datetime(2013, 4, 18, 0), views(0.0))
+    mixed: list[set[float]] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(StoreDownError):  # a busy machine may be slower than the store's patience
+                tick, found = store.read([("v", str(k)) for k in range(0, 3000, 10)])
+                values = {v["x"] for v in found.values()}
+                if tick is None or values != {float(tick.hour)} or len(found) != 300:
+                    mixed.append(values)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for hour in range(1, 20):
+        store.write(datetime(2013, 4, 18, hour), views(float(hour)))
+    stop.set()
+    reader.join()
+    assert mixed == []
+
+
+def test_write__by_many_at_once_leaves_the_newest_tick(store: OnlineStore) -> None:
+    def put(hour: int) -> None:
+        store.write(datetime(2013, 4, 18, hour), {"v": {str(k): {"x": float(hour)} for k in range(50)}})
+
+    writers = [threading.Thread(target=put, args=(hour,)) for hour in (3, 7, 1, 5)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    tick, found = store.read([("v", str(k)) for k in range(50)])
+    assert tick == datetime(2013, 4, 18, 7)
+    assert {v["x"] for v in found.values()} == {7.0}
+
+
+def test_sizes__count_entities_and_bytes_by_view(store: OnlineStore) -> None:
+    store.write(datetime(2013, 4, 18, 10), {"v": {"a": {"x": 1.0}, "b": {"x": 2.0}}, "w": {"a": {"x": 1.0}}})
+    assert {view: entities for view, (entities, _) in store.sizes().items()} == {"v": 2, "w": 1}
+    assert store.sizes()["v"] == (2, 2 * len('a{"x": 1.0}'))
+
+
+def test_redis__that_is_killed_is_reported_at_once_and_is_read_again_when_it_is_back(server: Server) -> None:
+    store = open_store(server.url)
+    assert isinstance(store, RedisStore)
+    store.write(datetime(2013, 4, 18, 10), {"v": {"k": {"x": 1.0}}})
+    server.stop(signal.SIGKILL)
+    for _ in range(3):
+        with pytest.raises(StoreDownError):
+            store.read([("v", "k")])
+    server.start()
+    deadline = time.monotonic() + 5
+    while True:
+        with contextlib.suppress(StoreDownError):
+            assert store.read([("v", "k")]) == (datetime(2013, 4, 18, 10), {("v", "k"): {"x": 1.0}})
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_redis__leaves_nothing_half_written(server: Server) -> None:
+    store = open_store(server.url)
+    store.write(datetime(2013, 4, 18, 10), {"v": {"k": {"x": 1.0}}})
+    store.write(datetime(2013, 4, 18, 9), {"v": {"k": {"x": 1.0}}})
+    client = redis.Redis.from_url(server.url, decode_responses=True)
+    assert client.keys("*") == ["evergreen:features"]
+    assert client.ttl("evergreen:features") == -1
+
+
+def test_sqlite__that_is_no_database_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "online.db"
+    path.write_bytes(b"this is no database, and long enough to be read as one" * 100)
+    with pytest.raises(StoreDownError, match=r"online\.db"):
+        open_store(str(path)).read([("v", "k")])
+
+
+def test_sqlite__that_is_deleted_and_made_again_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "online.db"
+    store = open_store(str(path))
+    store.write(datetime(2013, 4, 18, 10), {"v": {"k": {"x": 1.0}}})
+    assert store.read([("v", "k")])[1]
+    for file in tmp_path.glob("online.db*"):
+        file.unlink()
+    assert store.read([("v", "k")]) == (None, {})
+    store.write(datetime(2013, 4, 18, 11), {"v": {"k": {"x": 2.0}}})
+    assert store.read([("v", "k")])[1] == {("v", "k"): {"x": 2.0}}
