@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ml import config, ledger
+from tests.redis_server import RedisServer, running
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,12 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parsed_sources: P
     forget()
     yield tmp_path
     forget()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    with running(tmp_path) as server:
+        yield server
 
 
 def forget() -> None:

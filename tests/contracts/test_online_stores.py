@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import signal
-import socket
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -18,60 +13,14 @@ import pytest
 import redis
 
 from ml.features.online import OnlineStore, RedisStore, StoreDownError, open_store
-
-
-class Server:
-    """A redis-server of this test's own, on a port of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = listener.getsockname()[1]
-        self.url, self.folder = f"redis://127.0.0.1:{self.port}/0", folder
-        self.start()
-
-    def start(self) -> None:
-        options = [
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--dir",
-            str(self.folder),
-            "--save",
-            "",
-            "--appendonly",
-            "yes",
-        ]
-        self.process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while True:
-            with contextlib.suppress(redis.RedisError):
-                if redis.Redis.from_url(self.url).ping():
-                    return
-            assert time.monotonic() < deadline, "redis-server does not answer"
-            time.sleep(0.02)
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        if self.process.poll() is None:
-            os.kill(self.process.pid, how)
-            self.process.wait()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed: sh ops/install_debian.sh redis-server")
-    started = Server(tmp_path)
-    yield started
-    started.stop()
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture(params=["sqlite", "redis"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> OnlineStore:
     if request.param == "sqlite":
         return open_store(str(tmp_path / "online.db"))
-    return open_store(request.getfixturevalue("server").url)
+    return open_store(request.getfixturevalue("redis_server").url)
 
 
 def test_read__of_a_store_that_was_never_written(store: OnlineStore) -> None:
@@ -150,15 +99,15 @@ def test_sizes__count_entities_and_bytes_by_view(store: OnlineStore) -> None:
     assert store.sizes()["v"] == (2, 2 * len('a{"x": 1.0}'))
 
 
-def test_redis__that_is_killed_is_reported_at_once_and_is_read_again_when_it_is_back(server: Server) -> None:
-    store = open_store(server.url)
+def test_redis__that_is_killed_is_reported_at_once_and_is_read_again_when_it_is_back(redis_server: RedisServer) -> None:
+    store = open_store(redis_server.url)
     assert isinstance(store, RedisStore)
     store.write(datetime(2013, 4, 18, 10), {"v": {"k": {"x": 1.0}}})
-    server.stop(signal.SIGKILL)
+    redis_server.stop(signal.SIGKILL)
     for _ in range(3):
         with pytest.raises(StoreDownError):
             store.read([("v", "k")])
-    server.start()
+    redis_server.start()
     deadline = time.monotonic() + 5
     while True:
         with contextlib.suppress(StoreDownError):
@@ -168,11 +117,11 @@ def test_redis__that_is_killed_is_reported_at_once_and_is_read_again_when_it_is_
         time.sleep(0.05)
 
 
-def test_redis__leaves_nothing_half_written(server: Server) -> None:
-    store = open_store(server.url)
+def test_redis__leaves_nothing_half_written(redis_server: RedisServer) -> None:
+    store = open_store(redis_server.url)
     store.write(datetime(2013, 4, 18, 10), {"v": {"k": {"x": 1.0}}})
     store.write(datetime(2013, 4, 18, 9), {"v": {"k": {"x": 1.0}}})
-    client = redis.Redis.from_url(server.url, decode_responses=True)
+    client = redis.Redis.from_url(redis_server.url, decode_responses=True)
     assert client.keys("*") == ["evergreen:features"]
     assert client.ttl("evergreen:features") == -1
 
