@@ -21,6 +21,7 @@ the reason, which starts `train`.
 | task failed | it means | do |
 |---|---|---|
 | `monitor` | there is no champion yet, or the day was not landed | run `ingest` or `train` first; clear the task |
+| `skew` | served features are not what landed data gives; the message names the worst and an example | `evergreen ledger --kind skew`; late data, other request fields, or other feature code. Retraining is not held up |
 | `decide` | the ledger does not answer | check `EVERGREEN_LEDGER`; clear the task |
 
 A backfill measures and decides, and never asks for a retrain.
@@ -56,6 +57,15 @@ def drift() -> None:
             "key": f"request/{when.run_key}",
         }
 
+    @task
+    def skew() -> Json:
+        from ml import steps
+
+        with step():
+            as_of = occasion().as_of
+            return steps.skew(as_of.date(), as_of).to_xcom()
+
+    skew()
     request_retrain(decide(monitor()))
 
 

@@ -165,6 +165,8 @@ class Monitoring(Section):
     min_labels: int = Field(ge=1)
     harm_margin: float = Field(ge=0)
     cooldown_days: int = Field(ge=0)
+    skew_sample: int = Field(ge=1)
+    max_skew_share: float = Field(ge=0, lt=1)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -56,6 +56,10 @@ class SnapshotError(EvergreenError):
     """A data version cannot be written, found or restored."""
 
 
+class SkewError(EvergreenError):
+    """Served features are not what landed data gives, or this could not be told."""
+
+
 class NotFoundError(EvergreenError):
     """A reference points at nothing."""
 

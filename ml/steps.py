@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ml.refs import (
@@ -401,6 +401,37 @@ def decide(monitor: MonitorRef) -> Decision:
     )
     evidence = {"decision": decision.to_xcom(), "monitor": monitor.to_xcom()}
     ledger.record("retrain", key, monitor.as_of, f"v{monitor.version}", decision.verdict, decision.reason, evidence)
+    return decision
+
+
+def skew(window_end: date, as_of: datetime) -> Decision:
+    """Computes the features of a sample of the last day's online answers again, from landed data, and compares them.
+
+    Args:
+        window_end: the day after the one that is looked at, which must be landed.
+        as_of: the data version is the one of then.
+
+    Raises:
+        NothingToDo: nobody asked online that day.
+        SkewError: values differ, or none could be compared. The decision is in the ledger all the same.
+    """
+    from ml import ledger, store
+    from ml.config import load_params
+    from ml.data import snapshots
+    from ml.errors import NothingToDo
+    from ml.features.inputs import midnight
+    from ml.monitoring import skew as checks
+
+    version, start, end = snapshots.find(as_of), midnight(window_end - timedelta(days=1)), midnight(window_end)
+    report = checks.check(snapshots.restore(version), version, start, end, as_of)
+    if not report.answers:
+        raise NothingToDo(f"no online answers to rows of {start:%Y-%m-%d}")
+    decision = checks.judge(report, load_params().monitoring.max_skew_share)
+    found = checks.evidence(report)
+    key = f"skew-{window_end}-{store.sha256(json.dumps(found).encode())[:12]}"
+    ledger.record("skew", key, as_of, f"{start:%Y-%m-%d}", decision.verdict, decision.reason, found)
+    if not decision.passed:
+        raise checks.alert(report, decision)
     return decision
 
 

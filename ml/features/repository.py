@@ -6,6 +6,7 @@ an as-of join on DuckDB over the views' histories, and the online store that ser
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -34,6 +35,8 @@ from ml.features.definitions import Entity, Latest, Recent, View, code_digest, l
 from ml.features.history import values_at
 from ml.features.offline import Lookup
 from ml.features.online import open_store
+
+logging.getLogger("feast").setLevel(logging.WARNING)  # it reports each look into the registry
 
 TICK = "event_timestamp"
 """Feast's name for the moment that an entity row asks about."""

@@ -42,8 +42,10 @@ def build(root: Path, snapshot: SnapshotRef, window: Window, as_of: datetime) ->
 
 def compute(params: Params, wanted: pa.Table, source: inputs.Inputs, as_of: datetime) -> pa.Table:
     """`offline.compute` over the histories that `wanted`, rows of the problem, need; joined by Feast."""
-    if not load_module(params).views or not len(wanted):
-        return offline.compute(params, wanted, lambda points: pa.table({}), as_of)
+    views = load_module(params).views
+    if not views or not len(wanted):
+        nothing = pa.table({c: pa.array([], pa.float64()) for view in views for c in view.stored})
+        return offline.compute(params, wanted, lambda points: nothing, as_of)
     from ml.features import repository  # Feast takes seconds to import, and a problem without history needs none
 
     moments = offline.ticks(wanted["prediction_time"], as_of, params.features.tick_minutes).to_pylist()
