@@ -224,6 +224,45 @@ def features_cost(as_of: datetime) -> None:
         typer.echo(f"{c.view:<16}" + "".join(f"{f:>12.1f}" if isinstance(f, float) else f"{f:>12}" for f in figures))
 
 
+@features_app.command("ablation")
+def features_ablation(refs: Refs = None) -> None:
+    """Refits the model of --refs (plan, features, model) without each view, and names the features that it never asks about.
+
+    \b
+    Example:
+      evergreen features ablation
+    """
+    from ml.evaluation import ablation as removal
+    from ml.features import stored
+    from ml.features.definitions import load_module
+    from ml.packaging.artifacts import Artifacts
+    from ml.refs import FeatureSetRef, ModelRef, TrainPlan
+
+    folder, params = _folder(refs), load_params()
+    plan, made, model = (
+        _argument(folder, name, kind, {})
+        for name, kind in (("plan", TrainPlan), ("features", FeatureSetRef), ("model", ModelRef))
+    )
+    parts, module = Artifacts.load(model.artifacts), load_module(params)
+    settings_ = removal.Settings(parts.winner.params, parts.winner.rounds, plan.train, plan.holdout)
+    found = removal.ablation(
+        stored.read(made),
+        module.learned,
+        removal.groups(module),
+        settings_,
+        params,
+        lambda what: typer.echo(f"fit {what}", err=True),
+    )
+    typer.echo(f"{'WITHOUT':<16}{'features':>9}{'AUC lost':>10}{'log-loss added':>16}  {'interval':<20}  removing it")
+    for a in found:
+        interval = f"[{a.log_loss_added.low:+.4f}, {a.log_loss_added.high:+.4f}]"
+        typer.echo(
+            f"{a.group:<16}{a.features:>9}{a.auc_lost:>+10.4f}{a.log_loss_added.mean:>+16.4f}  {interval:<20}  {a.verdict}"
+        )
+    left_out = removal.unused(parts.fitted.booster, parts.fitted.encoding)
+    typer.echo(f"never asked about: {', '.join(left_out) or 'none'}")
+
+
 @app.command("training-set")
 def training_set(start: datetime, end: datetime, as_of: datetime, out: Path = Path("training-set.parquet")) -> None:
     """Writes the rows with event time in [START, END) with their features and labels, as known at AS_OF, to Parquet.
