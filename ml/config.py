@@ -18,6 +18,8 @@ from ml.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 
+RECORDED = "recorded_at"  # what landed files add to the declared columns: see ml/data/versions.py
+
 ColumnType = Literal["string", "int", "float", "bool", "timestamp"]
 
 
@@ -63,6 +65,8 @@ class Table(Section):
 
     @model_validator(mode="after")
     def _columns_exist(self) -> Self:
+        if RECORDED in self.columns:
+            raise ValueError(f"a column may not be named {RECORDED!r}: landed files use that name; rename it")
         for column in [*self.key, *self.outcomes, *self.sensitive]:
             if column not in self.columns:
                 raise ValueError(f"column {column!r} is not among columns: {', '.join(self.columns)}")

@@ -11,7 +11,7 @@ from datetime import datetime
 import duckdb
 import pyarrow as pa
 
-from ml.config import Table
+from ml.config import RECORDED, Table
 from ml.data.query import literal, query, quoted
 from ml.errors import ConfigError, SourceError
 
@@ -26,19 +26,24 @@ def in_interval(table: str, spec: Table, start: datetime, end: datetime, relatio
         start: naive UTC, included. Ignored, like `end`, when the table has no event time.
     """
     columns = ", ".join(quoted(c) for c in spec.columns)
-    event = _event(spec)
+    event = event_sql(spec)
     where = f"WHERE {event} >= {literal(start)} AND {event} < {literal(end)}" if spec.event_time else ""
     return run(table, spec, f"SELECT {columns} FROM {relation} {where} ORDER BY {order(spec)}", tables)
 
 
-def known_sql(spec: Table, as_of: datetime, start: datetime | None, end: datetime | None, relation: str) -> str:
+def known_sql(
+    spec: Table, as_of: datetime, start: datetime | None, end: datetime | None, relation: str, recorded: bool = False
+) -> str:
     """A statement for the rows of the interval as they were known at `as_of`, unordered.
 
     Adds ``event_time`` and ``known_at`` (NULL: not known) to the declared columns. No interval: all rows.
+
+    Args:
+        recorded: the relation has ``recorded_at``, not after `as_of`: nothing of a row is known before it.
     """
-    event = _event(spec)
-    at = f"CAST(({spec.known_at}) AS TIMESTAMP)" if spec.known_at else event
-    visible = f"coalesce(__at <= {literal(as_of)}, FALSE)" if spec.known_at else "TRUE"
+    event = event_sql(spec)
+    visible = visible_sql(spec, as_of, "__at")
+    known_at = f"greatest(__at, {RECORDED})" if recorded else "__at"
     columns = [
         f"CASE WHEN {visible} THEN {quoted(c)} END AS {quoted(c)}" if c in spec.outcomes else quoted(c)
         for c in spec.columns
@@ -48,8 +53,8 @@ def known_sql(spec: Table, as_of: datetime, start: datetime | None, end: datetim
     if start is not None and end is not None and spec.event_time:
         conditions.append(f"__event >= {literal(start)} AND __event < {literal(end)}")
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    inner = f"SELECT *, {event} AS __event, {at} AS __at FROM {relation}"
-    columns += ["__event AS event_time", f"CASE WHEN {visible} THEN __at END AS known_at"]
+    inner = f"SELECT *, {event} AS __event, {own_time_sql(spec)} AS __at FROM {relation}"
+    columns += ["__event AS event_time", f"CASE WHEN {visible} THEN {known_at} END AS known_at"]
     return f"SELECT {', '.join(columns)} FROM ({inner}) {where}"
 
 
@@ -68,7 +73,7 @@ def must_have_time(table: str, spec: Table, rows: pa.Table, where: str) -> None:
     if spec.event_time is None:
         return
     key = ", ".join(quoted(c) for c in spec.key)
-    lost = run(table, spec, f"SELECT {key} FROM rows WHERE {_event(spec)} IS NULL", {"rows": rows})
+    lost = run(table, spec, f"SELECT {key} FROM rows WHERE {event_sql(spec)} IS NULL", {"rows": rows})
     if lost.num_rows:
         shown = "; ".join(str(row) for row in lost.slice(0, 3).to_pylist())
         raise SourceError(
@@ -79,11 +84,22 @@ def must_have_time(table: str, spec: Table, rows: pa.Table, where: str) -> None:
 
 def with_event(table: str, spec: Table, rows: pa.Table) -> pa.Table:
     """The rows with their event time as a column ``__event``, ordered by it."""
-    return run(table, spec, f"SELECT *, {_event(spec)} AS __event FROM rows ORDER BY __event", {"rows": rows})
+    return run(table, spec, f"SELECT *, {event_sql(spec)} AS __event FROM rows ORDER BY __event", {"rows": rows})
 
 
-def _event(spec: Table) -> str:
+def event_sql(spec: Table) -> str:
+    """A row's event time."""
     return f"CAST(({spec.event_time}) AS TIMESTAMP)" if spec.event_time else "CAST(NULL AS TIMESTAMP)"
+
+
+def own_time_sql(spec: Table) -> str:
+    """When a row's outcome (in a table without outcomes: the row) was known, by its own account."""
+    return f"CAST(({spec.known_at}) AS TIMESTAMP)" if spec.known_at else event_sql(spec)
+
+
+def visible_sql(spec: Table, as_of: datetime, own_time: str) -> str:
+    """Whether it was known at `as_of`, by that account. Without ``known_at`` nothing is ever hidden."""
+    return f"coalesce({own_time} <= {literal(as_of)}, FALSE)" if spec.known_at else "TRUE"
 
 
 def run(table: str, spec: Table, statement: str, tables: dict[str, pa.Table]) -> pa.Table:

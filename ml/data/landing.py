@@ -122,7 +122,7 @@ def _stage(table: str, spec: Table, window: Window, as_of: datetime, folder: Pat
     rows = run(table, spec, _in_days(spec, as_of), {"rows": delivered})
     plain = rows.select(list(spec.columns)).cast(arrow_schema(spec))
     if spec.event_time is None:
-        _stage_static(table, plain, folder, window.start)
+        _stage_static(table, plain, folder, max(window.end, as_of.date()) - timedelta(days=1))
         return plain.num_rows
     earlier, inside, days = set(landed_days(table)), 0, list(_slices(rows.column("__day")))
     for day, offset, count in progress(days, len(days), f"landing {table}, days"):
@@ -148,7 +148,12 @@ def _slices(days: pa.ChunkedArray) -> Iterator[tuple[date, int, int]]:
 
 
 def _stage_static(table: str, rows: pa.Table, folder: Path, day: date) -> None:
-    """A table without event time is staged when it differs from what a reader of that day would get."""
+    """A table without event time is staged when it differs from what a reader would get at the end of the day.
+
+    Args:
+        day: the last of the interval, or the last before the landing: readers see the file from the midnight after it, and what
+            was learned at an interval's end, or long after it, may not be seen in its middle.
+    """
     path = folder / f"{day}.parquet"
     write_rows(rows, path)
     current = current_static(table, day)

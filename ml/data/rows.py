@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ml.config import Params, load_params
 from ml.data import sources
-from ml.data.asof import known_sql, order, run
-from ml.data.query import parquet, quoted
+from ml.data.asof import TIMES, known_sql, order, run
+from ml.data.landed import there_from
+from ml.data.query import literal, parquet, quoted
 from ml.data.schema import arrow_schema
+from ml.data.versions import rows_sql, versions_sql
 
 PROBLEM = ("entity_id", "event_time", "prediction_time", "known_at", "label")
 
@@ -37,35 +38,48 @@ def problem_rows(root: Path, start: datetime, end: datetime, as_of: datetime) ->
 def table_rows(root: Path, table: str, start: datetime, end: datetime, as_of: datetime) -> pa.Table:
     """Rows of any table with event time in [start, end), as known at `as_of`, with ``event_time`` and ``known_at`` added.
 
-    A table without event time is read whole, from its newest file of a day not after `as_of`, or else from its oldest; both times
-    are NULL. The problem's table also gets the columns of `problem_rows`.
+    One row per key: the newest version that was recorded by `as_of`. So the answer for a moment stays what it was then, whatever
+    corrections and late rows were landed since.
+
+    A table without event time is read whole, from the newest file that was there at `as_of` (from the midnight after its day), or
+    else from its oldest; both times are NULL. The problem's table also gets the columns of `problem_rows`.
     """
     params = load_params()
-    static = params.tables[table].event_time is None
-    files = _static_file(root / table, as_of.date()) if static else _files(root / table, start, end)
+    spec = params.tables[table]
+    files = _static_file(root / table, as_of) if spec.event_time is None else _files(root / table, start, end)
     if not files:
-        return _known(params, table, as_of, start, end, "rows", rows=arrow_schema(params.tables[table]).empty_table())
-    return _known(params, table, as_of, start, end, parquet(files))
+        return _empty(params, table)
+    statement = known_sql(spec, as_of, start, end, rows_sql(spec, files, as_of), recorded=True)
+    return _with_problem(params, table, statement, {})
 
 
 def table_versions(root: Path, table: str, start: datetime, end: datetime, as_of: datetime) -> pa.Table:
     """Every version of the rows with event time in [start, end) that was known at `as_of`, each with its own ``known_at``.
 
-    A table without event time: each landed file is a version of the whole table; ``known_at`` is NULL for the oldest, and the
-    midnight after its day for later ones.
+    The columns of `table_rows`. A version that takes a known outcome back has NULL `outcomes`, from when it was recorded. Ordered
+    by event time, key, ``known_at``, then all columns.
+
+    A table without event time: each landed file that was there at `as_of` is a version of the whole table; ``known_at`` is NULL
+    for the oldest, and the midnight after its day for later ones.
     """
-    spec = load_params().tables[table]
+    params = load_params()
+    spec = params.tables[table]
     if spec.event_time is not None:
-        known = table_rows(root, table, start, end, as_of)
-        return known.filter(pc.is_valid(known["known_at"]))
-    parts = []
-    for number, file in enumerate(sorted((root / table).glob("*.parquet"))):
-        moment = datetime.combine(date.fromisoformat(file.stem) + timedelta(days=1), datetime.min.time()) if number else None
-        if moment is None or moment <= as_of:
-            rows = _known(load_params(), table, as_of, start, end, parquet([file]))
-            at = rows.schema.get_field_index("known_at")
-            parts.append(rows.set_column(at, "known_at", pa.array([moment] * len(rows), pa.timestamp("us"))))
-    return pa.concat_tables(parts) if parts else table_rows(root, table, start, end, as_of)
+        files = _files(root / table, start, end)
+        statement = versions_sql(spec, files, as_of, start, end) if files else ""
+    else:
+        files = sorted((root / table).glob("*.parquet"))
+        files = [p for p in files if p == files[0] or there_from(p.stem) <= as_of]
+        columns = ", ".join(quoted(c) for c in spec.columns if c not in TIMES)
+        moments = ["NULL::TIMESTAMP", *(literal(there_from(p.stem)) for p in files[1:])]
+        statement = " UNION ALL ".join(
+            f"SELECT {columns}, NULL::TIMESTAMP AS event_time, {moment} AS known_at FROM {parquet([path])}"
+            for path, moment in zip(files, moments, strict=False)
+        )
+    if not files:
+        return _empty(params, table)
+    key = ", ".join(quoted(c) for c in spec.key)
+    return _with_problem(params, table, statement, {}, f"event_time, {key}, known_at, {order(spec)}")
 
 
 def live_rows(table: str, start: datetime, end: datetime, as_of: datetime) -> pa.Table:
@@ -75,22 +89,31 @@ def live_rows(table: str, start: datetime, end: datetime, as_of: datetime) -> pa
     """
     params = load_params()
     spec = params.tables[table]
-    return _known(params, table, as_of, start, end, "rows", rows=sources.open_source(spec).read(table, spec, start, end))
+    found = sources.open_source(spec).read(table, spec, start, end)
+    return _with_problem(params, table, known_sql(spec, as_of, start, end, "rows"), {"rows": found})
 
 
-def _known(
-    params: Params, table: str, as_of: datetime, start: datetime, end: datetime, relation: str, **tables: pa.Table
-) -> pa.Table:
+def _empty(params: Params, table: str) -> pa.Table:
+    """No rows, with the columns that some would have."""
+    spec, ever = params.tables[table], datetime.min
+    return _with_problem(params, table, known_sql(spec, ever, None, None, "rows"), {"rows": arrow_schema(spec).empty_table()})
+
+
+def _with_problem(params: Params, table: str, statement: str, tables: dict[str, pa.Table], by: str | None = None) -> pa.Table:
+    """Runs a statement for declared columns and times; the problem's table gets its name, prediction time and label too.
+
+    Args:
+        by: the order of rows; default event time, then name, then all columns.
+    """
     spec, problem = params.tables[table], params.problem
-    statement = known_sql(spec, as_of, start, end, relation)
     if table != problem.table:
-        return run(table, spec, f"{statement} ORDER BY event_time, {order(spec)}", tables)
+        return run(table, spec, f"SELECT * FROM ({statement}) ORDER BY {by or f'event_time, {order(spec)}'}", tables)
     parts = " || '-' || ".join(f"coalesce(CAST({quoted(c)} AS VARCHAR), '')" for c in problem.id)
     plain = ", ".join(quoted(c) for c in spec.columns if c not in PROBLEM)
     statement = (
         f"SELECT {plain}, {parts} || '-' || strftime(event_time, '%Y%m%dT%H%M') AS entity_id, event_time, "
         f"event_time - to_seconds({problem.lead_hours * 3600}) AS prediction_time, known_at, "
-        f"CAST(({problem.label}) AS DOUBLE) AS label FROM ({statement}) ORDER BY event_time, entity_id, {order(spec)}"
+        f"CAST(({problem.label}) AS DOUBLE) AS label FROM ({statement}) ORDER BY {by or f'event_time, entity_id, {order(spec)}'}"
     )
     return run(table, spec, statement, tables)
 
@@ -101,6 +124,6 @@ def _files(folder: Path, start: datetime, end: datetime) -> list[Path]:
     return sorted(p for p in folder.glob("*.parquet") if start.date().isoformat() <= p.stem <= last.isoformat())
 
 
-def _static_file(folder: Path, day: date) -> list[Path]:
+def _static_file(folder: Path, as_of: datetime) -> list[Path]:
     files = sorted(folder.glob("*.parquet"))
-    return [p for p in files if p.stem <= day.isoformat()][-1:] or files[:1]
+    return [p for p in files if there_from(p.stem) <= as_of][-1:] or files[:1]

@@ -36,7 +36,7 @@ def test_land__writes_one_file_per_table_and_day(delivery: Delivery) -> None:
     assert {table: list(files) for table, files in staged(landing).items()} == {
         "flights": ["2013-01-02", "2013-01-03"],
         "weather": ["2013-01-02", "2013-01-03"],
-        "planes": ["2013-01-02"],
+        "planes": ["2013-01-03"],
     }
     source = sum(pq.read_metadata(delivery.file("flights", day)).num_rows for day in (0, 1))
     assert landing.rows["flights"] == source

@@ -72,11 +72,13 @@ def test_table_rows__of_a_table_without_outcomes_end_at_as_of(landed: Delivery) 
     assert rows["known_at"].equals(rows["event_time"])
 
 
-def test_table_rows__without_time_are_those_of_the_newest_file_by_then(landed: Delivery) -> None:
-    first = table_rows(raw_folder(), "planes", START, END, datetime(2013, 1, 2))
+def test_table_rows__without_time_are_those_of_the_newest_file_there_by_then(landed: Delivery) -> None:
+    first = table_rows(raw_folder(), "planes", START, END, ALL_KNOWN)
+    (old,) = (raw_folder() / "planes").glob("*.parquet")
+    old.rename(raw_file("planes", "2013-01-02"))
     pq.write_table(pq.read_table(raw_file("planes", "2013-01-02")).slice(0, 5), raw_file("planes", "2013-01-04"))
-    assert table_rows(raw_folder(), "planes", START, END, datetime(2013, 1, 4)).num_rows == 5
-    assert table_rows(raw_folder(), "planes", START, END, datetime(2013, 1, 3)).equals(first)
+    assert table_rows(raw_folder(), "planes", START, END, datetime(2013, 1, 5)).num_rows == 5
+    assert table_rows(raw_folder(), "planes", START, END, datetime(2013, 1, 4, 23)).equals(first), "learned when its day was over"
     assert table_rows(raw_folder(), "planes", START, END, datetime(2012, 12, 1)).equals(first), "before all files: the oldest"
 
 
