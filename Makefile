@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast demo up down status
+.PHONY: help setup lock lint format test test-fast demo bench-features up down status
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -60,6 +60,9 @@ test-fast: $(STAMP)  ## without the tests that start servers
 
 demo: $(STAMP)  ## the whole story on real data, with visible progress; starts clean, leaves the services up
 	@$(BIN)/python -m ops.demo
+
+bench-features: $(STAMP)  ## the feature store beside its alternatives; some minutes
+	@$(BIN)/python -m ops.bench_features
 
 up: $(STAMP)  ## start Airflow, MLflow and the prediction service
 	@$(BIN)/python -m ops.services up

@@ -15,7 +15,7 @@ USER = "admin"
 
 PRELOAD = (
     "numpy,pandas,pyarrow.parquet,duckdb,sklearn.linear_model,xgboost,optuna,mlflow,mlflow.models,matplotlib.pyplot,"
-    "great_expectations,onnx,onnxruntime,onnxmltools,skl2onnx,dvc.repo,httpx,sqlalchemy,holidays,feast,redis"
+    "great_expectations,onnx,onnxruntime,onnxmltools,skl2onnx,dvc.repo,httpx,sqlalchemy,holidays,prometheus_client,feast,redis"
 )
 QUIET = {
     "GX_ANALYTICS_ENABLED": "false",

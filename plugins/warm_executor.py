@@ -26,10 +26,13 @@ class WarmLocalExecutor(LocalExecutor):
         started = time.perf_counter()
         names = [name.strip() for name in os.environ.get("EVERGREEN_PRELOAD", "").split(",") if name.strip()]
         logging.getLogger("great_expectations").setLevel(logging.WARNING)  # registers each of its methods aloud
+        before = set(os.environ)
         for name in [*RUNNERS, *names]:
             try:
                 importlib.import_module(name)
             except Exception:  # a task that needs it will fail with its own message; the others must run
                 log.exception("cannot preload %s", name)
+        for name in [n for n in os.environ if n.startswith("PROMETHEUS_MULTIPROC") and n not in before]:
+            del os.environ[name]  # Feast sets it on import; in a task's children it would change what their counters mean
         log.info("preloaded %d modules in %.1f s", len(names) + len(RUNNERS), time.perf_counter() - started)
         super().start()

@@ -79,8 +79,14 @@ def _keys(params: Params, module: FeatureModule, root: Path, days: list[date]) -
     code = code_digest(params)
     back = timedelta(hours=module.horizon_hours + params.features.outcome_hours) + DAY
     tables = sorted({source_table(view, params.problem.table) for view in module.views if not _is_static(view)})
+    first, last = ((days[0] - back).isoformat(), days[-1].isoformat()) if days else ("", "")
     files = {
-        table: {p.stem: hashlib.sha256(p.read_bytes()).hexdigest() for p in (root / table).glob("*.parquet")} for table in tables
+        table: {
+            path.stem: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (root / table).glob("*.parquet")
+            if first <= path.stem <= last
+        }
+        for table in tables
     }
     keys = {}
     for day in days:

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol, cast
@@ -25,6 +25,8 @@ from ml.errors import EvergreenError
 Payload = dict[str, float | None]
 Key = tuple[str, str]
 """View and entity key."""
+TICK = "tick"
+"""The field that holds the tick; no view's field lacks the line feed."""
 
 
 class StoreDownError(EvergreenError):
@@ -71,58 +73,46 @@ class SQLiteStore:
 
     def write(self, tick: datetime, views: Mapping[str, Mapping[str, Payload]]) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [(view, key, json.dumps(values)) for view, keyed in views.items() for key, values in keyed.items()]
+        rows = [(_field(view, key), json.dumps(values)) for view, keyed in views.items() for key, values in keyed.items()]
         connection = sqlite3.connect(self.path, timeout=5, isolation_level=None)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS features (view TEXT, key TEXT, payload TEXT, PRIMARY KEY (view, key)) WITHOUT ROWID"
-            )
-            connection.execute("CREATE TABLE IF NOT EXISTS tick (at TEXT)")
+            connection.execute("CREATE TABLE IF NOT EXISTS features (field TEXT PRIMARY KEY, payload TEXT) WITHOUT ROWID")
             connection.execute("BEGIN IMMEDIATE")
-            stored = connection.execute("SELECT at FROM tick").fetchone()
+            stored = connection.execute("SELECT payload FROM features WHERE field = ?", (TICK,)).fetchone()
             if stored and datetime.fromisoformat(stored[0]) > tick:
                 connection.execute("ROLLBACK")
                 return 0
             connection.execute("DELETE FROM features")
-            connection.execute("DELETE FROM tick")
-            connection.executemany("INSERT INTO features VALUES (?, ?, ?)", rows)
-            connection.execute("INSERT INTO tick VALUES (?)", (tick.isoformat(),))
+            connection.executemany("INSERT INTO features VALUES (?, ?)", [(TICK, tick.isoformat()), *rows])
             connection.execute("COMMIT")
         finally:
             connection.close()
         return len(rows)
 
     def read(self, keys: Sequence[Key]) -> tuple[datetime | None, dict[Key, Payload]]:
+        """One statement, and so of one tick, whatever a writer does meanwhile."""
         try:
             connection = self._reader()
             if connection is None:
                 return None, {}
-            found: dict[Key, Payload] = {}
-            connection.execute("BEGIN")
-            try:
-                stored = connection.execute("SELECT at FROM tick").fetchone()
-                for start in range(0, len(keys), 400):
-                    part = keys[start : start + 400]
-                    marks = ", ".join(["(?, ?)"] * len(part))
-                    asked = f"SELECT view, key, payload FROM features WHERE (view, key) IN (VALUES {marks})"
-                    for view, key, payload in connection.execute(asked, [x for pair in part for x in pair]):
-                        found[view, key] = json.loads(payload)
-            finally:
-                connection.execute("ROLLBACK")
+            fields = [TICK, *(_field(view, key) for view, key in keys)]
+            asked = "SELECT field, payload FROM features WHERE field IN (SELECT value FROM json_each(?))"
+            found = dict(connection.execute(asked, (json.dumps(fields),)).fetchall())
+            tick = datetime.fromisoformat(found[TICK]) if TICK in found else None
+            payloads = {key: json.loads(found[f]) for key, f in zip(keys, fields[1:], strict=True) if f in found}
         except (sqlite3.Error, ValueError) as error:
             self._local.open = None
             raise StoreDownError(
                 f"online store {self.path}: {error}", "run `evergreen materialise`; see EVERGREEN_ONLINE"
             ) from error
-        return (datetime.fromisoformat(stored[0]) if stored else None), found
+        return tick, payloads
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         connection = self._reader()
         if connection is None:
             return {}
-        asked = "SELECT view, count(*), sum(length(key) + length(payload)) FROM features GROUP BY view"
-        return {view: (entities, size) for view, entities, size in connection.execute(asked)}
+        return _sizes(connection.execute("SELECT field, payload FROM features"))
 
     def _reader(self) -> sqlite3.Connection | None:
         """This thread's connection, opened again when another file has taken the place of the one that it reads."""
@@ -160,8 +150,8 @@ class RedisStore:
         self._not_before = 0.0
 
     def write(self, tick: datetime, views: Mapping[str, Mapping[str, Payload]]) -> int:
-        rows = {f"{view}\n{key}": json.dumps(values) for view, keyed in views.items() for key, values in keyed.items()}
-        aside, fields = f"{self.key}:{uuid.uuid4().hex}", list({"tick": tick.isoformat(), **rows}.items())
+        rows = {_field(view, key): json.dumps(values) for view, keyed in views.items() for key, values in keyed.items()}
+        aside, fields = f"{self.key}:{uuid.uuid4().hex}", list({TICK: tick.isoformat(), **rows}.items())
         for start in range(0, len(fields), 5000):
             self._writer.hset(aside, mapping=dict(fields[start : start + 5000]))
         self._writer.expire(aside, self.ABANDONED)
@@ -170,7 +160,7 @@ class RedisStore:
 
         def replace(pipe: redis.client.Pipeline) -> None:
             nonlocal renamed
-            stored = pipe.hget(self.key, "tick")
+            stored = pipe.hget(self.key, TICK)
             renamed = not (isinstance(stored, str) and datetime.fromisoformat(stored) > tick)
             pipe.multi()
             if renamed:
@@ -186,7 +176,7 @@ class RedisStore:
         if time.monotonic() < self._not_before:
             raise StoreDownError("online store: Redis did not answer a moment ago", "start it again; see EVERGREEN_ONLINE")
         try:
-            fields = ["tick", *(f"{view}\n{key}" for view, key in keys)]
+            fields = [TICK, *(_field(view, key) for view, key in keys)]
             tick, *payloads = cast(list[str | None], self._reader.hmget(self.key, fields))
         except redis.RedisError as error:
             self._not_before = time.monotonic() + self.PAUSE
@@ -195,10 +185,18 @@ class RedisStore:
         return (datetime.fromisoformat(tick) if tick else None), found
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        totals: dict[str, tuple[int, int]] = {}
-        for field, payload in self._writer.hscan_iter(self.key, count=1000):
-            if field != "tick":
-                view, key = field.split("\n", 1)
-                entities, size = totals.get(view, (0, 0))
-                totals[view] = (entities + 1, size + len(key) + len(payload))
-        return totals
+        return _sizes(self._writer.hscan_iter(self.key, count=1000))
+
+
+def _field(view: str, key: str) -> str:
+    return f"{view}\n{key}"
+
+
+def _sizes(rows: Iterable[tuple[str, str]]) -> dict[str, tuple[int, int]]:
+    totals: dict[str, tuple[int, int]] = {}
+    for field, payload in rows:
+        if field != TICK:
+            view, key = field.split("\n", 1)
+            entities, size = totals.get(view, (0, 0))
+            totals[view] = (entities + 1, size + len(key) + len(payload))
+    return totals

@@ -7,6 +7,7 @@ an as-of join on DuckDB over the views' histories, and the online store that ser
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import prometheus_client  # noqa: F401 - before Feast, see below
 import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import Entity as FeastEntity
-from feast import FeatureService, FeatureStore, FeatureView, Field, FileSource
+from feast import FeatureService, FeatureStore, FeatureView, Field, FileSource, metrics
 from feast.errors import FeatureServiceNotFoundException, ProjectObjectNotFoundException
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.online_stores.online_store import OnlineStore as FeastOnlineStore
@@ -36,6 +38,11 @@ from ml.features.history import values_at
 from ml.features.offline import Lookup
 from ml.features.online import open_store
 
+# Importing Feast puts a folder into the environment, so that prometheus_client, here and in child processes, keeps its counters
+# in files which processes share. Imported before Feast it has chosen not to; and the children shall not hear of it.
+if metrics._owns_mp_dir:
+    for _name in ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR"):
+        os.environ.pop(_name, None)
 logging.getLogger("feast").setLevel(logging.WARNING)  # it reports each look into the registry
 
 TICK = "event_timestamp"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
+import prometheus_client
 import pyarrow as pa
 import pytest
 
@@ -102,3 +104,12 @@ def test_service__of_a_version_names_what_it_uses(workspace: Path) -> None:
     assert users["plane_seats"] == ["1", "2"]  # request features read it
     assert users["weather_since"] == ["2"]  # from which the age comes
     assert "weather_temp" not in users
+
+
+def test_feast__leaves_the_counters_of_this_process_alone(histories: dict[str, pa.Table]) -> None:
+    offline.compute(load_params(), flights(ROWS), repository.lookup(load_params(), histories), END)
+    assert not [name for name in os.environ if name.startswith("PROMETHEUS")]
+    registries = [prometheus_client.CollectorRegistry() for _ in range(2)]
+    counters = [prometheus_client.Counter("some", "x", registry=registry) for registry in registries]
+    counters[0].inc()
+    assert b"some_total 0.0" in prometheus_client.generate_latest(registries[1])
