@@ -187,12 +187,8 @@ def contend(name: str, rows: int) -> dict[str, Any]:
         store = repository.repository(params, folder)
         made = store.get_historical_features(points, store.get_feature_service(params.problem.name)).to_arrow()
     elif name == "ours: with request features":
-        found = {view.name: pq.read_table(folder / f"{view.name}.parquet") for view in load_module(params).views}
-        renamed = {
-            v.name: found[v.name].rename_columns(["entity", *found[v.name].column_names[1:]]) for v in load_module(params).views
-        }
         wanted = pq.read_table(folder / "wanted.parquet")
-        made = offline.compute(params, wanted, repository.lookup(params, renamed), datetime(2015, 1, 1))
+        made = offline.compute(params, wanted, repository.lookup(params, folder), datetime(2015, 1, 1))
         columns = [f.name for f in load_module(params).features]
     else:
         made = feast_file(params, folder, rows)

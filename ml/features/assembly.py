@@ -70,8 +70,13 @@ def raw_arrays(params: Params, rows: pa.Table) -> dict[str, np.ndarray]:
     types = params.tables[params.problem.table].columns
     arrays = {}
     for name in request_columns(params):
-        column = rows[name].cast(pa.float64()) if types[name] in ("int", "float", "bool") else rows[name]
-        arrays[name] = column.to_numpy()
+        if types[name] == "string":
+            coded = rows[name].combine_chunks().dictionary_encode()  # one Python text for equal values
+            texts = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
+            arrays[name] = texts[coded.indices.fill_null(len(texts) - 1).to_numpy()]
+        else:
+            number = types[name] in ("int", "float", "bool")
+            arrays[name] = (rows[name].cast(pa.float64()) if number else rows[name]).to_numpy()
     return arrays | {"event_time": rows["event_time"].to_numpy().astype("datetime64[us]")}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -69,17 +68,15 @@ def repository(params: Params, folder: Path | None = None) -> FeatureStore:
     return store
 
 
-def lookup(params: Params, histories: Mapping[str, pa.Table]) -> Lookup:
-    """Looks up by Feast's point-in-time join: by the registered service of the present definitions, over these histories."""
+def lookup(params: Params, folder: Path) -> Lookup:
+    """Looks up by Feast's point-in-time join: the registered service of the present definitions over the folder's histories."""
 
     def ask(points: pa.Table) -> pa.Table:
-        with tempfile.TemporaryDirectory(dir=settings().var) as folder:
-            write_histories(params, histories, Path(folder))
-            store = repository(params, Path(folder))
-            entities = points.rename_columns([TICK if c == "tick" else c for c in points.column_names])
-            # Feast hands tables of its own kind (pandas) or unknown ones to the offline store as they are
-            job = store.get_historical_features(entities, store.get_feature_service(params.problem.name))
-            return job.to_arrow()
+        store = repository(params, folder)
+        entities = points.rename_columns([TICK if c == "tick" else c for c in points.column_names])
+        # Feast hands tables of its own kind (pandas) or unknown ones to the offline store as they are
+        job = store.get_historical_features(entities, store.get_feature_service(params.problem.name))
+        return job.to_arrow()
 
     return ask
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ml import store
-from ml.config import Params, load_params
+from ml.config import Params, load_params, settings
 from ml.data import rows
 from ml.features import days, inputs, offline
 from ml.features.definitions import code_digest, load_module
@@ -49,8 +50,10 @@ def compute(params: Params, wanted: pa.Table, source: inputs.Inputs, as_of: date
     from ml.features import repository  # Feast takes seconds to import, and a problem without history needs none
 
     moments = offline.ticks(wanted["prediction_time"], as_of, params.features.tick_minutes).to_pylist()
-    found = days.histories(params, source, min(moments), max(moments))
-    return offline.compute(params, wanted, repository.lookup(params, found), as_of)
+    with tempfile.TemporaryDirectory(dir=settings().var, prefix="histories-") as folder:
+        found = days.histories(params, source, min(moments), max(moments))
+        repository.write_histories(params, found, Path(folder))
+        return offline.compute(params, wanted, repository.lookup(params, Path(folder)), as_of)
 
 
 def read(features: FeatureSetRef) -> pd.DataFrame:
