@@ -109,15 +109,22 @@ def publish(files: dict[str, dict[str, Path]], as_of: datetime) -> dict[str, dic
         noted = notes()
         for table, days in files.items():
             for day in days:
-                note = noted.setdefault(table, {}).setdefault(day, {})
-                note["coming"] = max(as_of.isoformat(), note.get("coming", ""))
-        _write_notes(noted)  # so that after a kill it is known how new a file may be
+                _announce(noted.setdefault(table, {}).setdefault(day, {}), as_of.isoformat())
+        _write_notes(noted)
         for table, days in files.items():
             found = {day: _publish_one(table, day, staged, as_of, noted[table]) for day, staged in sorted(days.items())}
             outcomes[table] = {day: outcome for day, (outcome, _) in found.items()}
             _report(table, {day: merged for day, (_, merged) in found.items() if merged}, as_of)
         _write_notes(noted)
     return outcomes
+
+
+def _announce(note: Landed, moment: str) -> None:
+    """Notes that a landing begins, so that after a kill it is known how new its file may be."""
+    killed = note.get("coming", "")
+    if "" < killed < moment:
+        note["as_of"] = max(note.get("as_of", ""), killed)
+    note["coming"] = max(killed, moment)
 
 
 def _publish_one(table: str, day: str, staged: Path, as_of: datetime, known: dict[str, Landed]) -> tuple[Outcome, Merged | None]:
@@ -149,7 +156,7 @@ def _knowledge(note: Landed, as_of: datetime) -> datetime | None:
     moments = [datetime.fromisoformat(note[name]) for name in ("as_of", "coming") if name in note]
     if any(moment > as_of for moment in moments):
         return None
-    return max((m for m in moments if m < as_of and note.get("as_of") != as_of.isoformat()), default=as_of)
+    return max((m for m in moments if m < as_of), default=as_of)
 
 
 def _merged(table: str, spec: Table, staged: Path, target: Path, before: datetime, as_of: datetime) -> Merged:

@@ -79,7 +79,7 @@ def table_versions(root: Path, table: str, start: datetime, end: datetime, as_of
     if not files:
         return _empty(params, table)
     key = ", ".join(quoted(c) for c in spec.key)
-    return _with_problem(params, table, statement, {}, f"event_time, {key}, known_at, {order(spec)}")
+    return _with_problem(params, table, statement, {}, f"event_time, {key}, known_at NULLS FIRST, {order(spec)}")
 
 
 def live_rows(table: str, start: datetime, end: datetime, as_of: datetime) -> pa.Table:

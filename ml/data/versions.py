@@ -113,8 +113,6 @@ def merge(table: str, spec: Table, staged: pa.Table, landed: pa.Table | None, be
     if landed is None:
         return Merged(given, copies=copies)
     held = _as_declared(table, spec, landed)
-    newest = held[RECORDED].drop_null().to_pylist()
-    before = max([before, *newest])  # after a kill the file may be newer than what is noted
     found = run(table, spec, _merge_sql(spec, set(landed.column_names), before, as_of), {"given": given, "held": held})
     withdrawn = sum(found["__withdrawn"].to_pylist())
     recorded = found[RECORDED]

@@ -21,6 +21,7 @@ from ml.data.rows import live_rows
 from ml.data.schema import arrow_schema
 from ml.refs import LandingRef, Window
 from tests.conftest import forget
+from tests.data.kinds import TABLES
 
 FIRST = date(2013, 1, 2)
 DAYS = 4
@@ -82,6 +83,19 @@ def delivery(workspace: Path, delivered: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("EVERGREEN_PARAMS", str(workspace / "params.yaml"))
     forget()
     return Delivery(folder)
+
+
+@pytest.fixture
+def tables(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace whose parameters declare `TABLES`."""
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["tables"] = {name: {"source": {"kind": "parquet", "path": "none"}, **table} for name, table in TABLES.items()}
+    params["problem"] |= {"table": "bookings", "id": ["id"], "label": "late % 2"}
+    params["features"] |= {"module": None, "allow_sensitive": {}}
+    (workspace / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    monkeypatch.setenv("EVERGREEN_PARAMS", str(workspace / "params.yaml"))
+    forget()
+    return workspace
 
 
 def days(first: int, count: int = 1) -> Window:
