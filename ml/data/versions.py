@@ -99,7 +99,7 @@ def merge(table: str, spec: Table, staged: pa.Table, landed: pa.Table | None, be
     """Brings a landing's rows of one day together with what was landed of it before.
 
     Args:
-        staged: declared columns, as known at `as_of`.
+        staged: declared columns, as known at `as_of`, in the order of `ml.data.asof.order`.
         landed: what the file holds; columns that were declared since may be absent. None: nothing was landed.
         before: the knowledge in `landed`, not after `as_of`.
 
@@ -107,9 +107,10 @@ def merge(table: str, spec: Table, staged: pa.Table, landed: pa.Table | None, be
         Rows that answer for any moment up to `before` as `landed` does, and for `as_of` as `staged` does (and with the rows that
         the source no longer has).
     """
-    one_of_each = f"QUALIFY row_number() OVER (PARTITION BY {_key(spec)} ORDER BY {order(spec)}) = 1"
-    given = run(table, spec, f"SELECT * FROM staged {one_of_each} ORDER BY {order(spec)}", {"staged": staged})
-    copies = staged.num_rows - given.num_rows
+    given, copies = staged, staged.num_rows - staged.group_by(spec.key).aggregate([]).num_rows
+    if copies:
+        one_of_each = f"QUALIFY row_number() OVER (PARTITION BY {_key(spec)} ORDER BY {order(spec)}) = 1"
+        given = run(table, spec, f"SELECT * FROM staged {one_of_each} ORDER BY {order(spec)}", {"staged": staged})
     if landed is None:
         return Merged(given, copies=copies)
     held = _as_declared(table, spec, landed)
