@@ -124,7 +124,8 @@ def _known(params: Params, view: View, table: str) -> str:
 def _recent(view: Recent, known: str, tick_minutes: int) -> str:
     """Each version adds itself when it becomes known, and takes itself back when it is superseded or leaves the window.
 
-    A running sum over an entity's own changes, of integers, hence exact.
+    A running sum over an entity's own changes, of integers, hence exact. A moment at which changes cancel out is kept: so each
+    window with outcomes in it has a row in it, and a reader need not look further back than the longest.
     """
 
     def ceiled(moment: str) -> str:
@@ -152,8 +153,7 @@ def _recent(view: Recent, known: str, tick_minutes: int) -> str:
             SELECT entity, {ceiled("a")} AS moment, h, 1 AS n, late, total FROM spans WHERE a < b
             UNION ALL SELECT entity, {ceiled("b")}, h, -1, -late, -total FROM spans WHERE a < b),
         net AS (
-            SELECT entity, moment, {each("coalesce(sum({x}) FILTER (h = {h}), 0) AS {x}{h}")} FROM turns GROUP BY ALL
-            HAVING {each("{x}{h} != 0").replace(", ", " OR ")}),
+            SELECT entity, moment, {each("coalesce(sum({x}) FILTER (h = {h}), 0) AS {x}{h}")} FROM turns GROUP BY ALL),
         running AS (
             SELECT entity, moment, {each("sum({x}{h}) OVER w AS {x}{h}")} FROM net
             WINDOW w AS (PARTITION BY entity ORDER BY moment))

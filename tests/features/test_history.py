@@ -18,7 +18,7 @@ from ml.features.assembly import Assembler
 from ml.features.definitions import Entity, Latest, Recent, View, load_module, source_table
 from ml.features.online import SQLiteStore
 from tests.features import oracle
-from tests.features.rows import CORRECTED, FLIGHT, START, WEATHER, flights, planes, versions, weather
+from tests.features.rows import CORRECTED, FLIGHT, ONE, START, WEATHER, flights, planes, versions, weather
 
 PARAMS = load_params()
 AS_OF = datetime(2013, 5, 1)
@@ -47,7 +47,7 @@ def compute(rows: pa.Table, known: pa.Table, observed: pa.Table, as_of: datetime
     return offline.compute(PARAMS, rows, offline.join(PARAMS, found), as_of).to_pylist()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(CHANGING, st.lists(st.integers(-20, 60), min_size=3, max_size=8), st.sampled_from(VIEWS))
 def test_history__equals_brute_force_over_corrections_copies_ties_and_late_arrivals(
     drawn: list, hours: list[int], view: View
@@ -84,6 +84,27 @@ def test_history__of_parts_is_that_of_the_whole(drawn: list, view: View, cuts: l
     moments = [BEGIN, *sorted(START + timedelta(hours=h) for h in cuts), END]
     parts = [history.changes(PARAMS, view, known, a, b) for a, b in itertools.pairwise(moments)]
     assert pa.concat_tables(parts).equals(history.changes(PARAMS, view, known, BEGIN, END))
+
+
+@settings(max_examples=60, deadline=None)
+@given(CHANGING, st.sampled_from(VIEWS), st.integers(0, 72))
+def test_history__of_one_horizon_is_enough_for_a_tick(drawn: list, view: View, hours: int) -> None:
+    known, tick = versions(drawn), START + timedelta(hours=hours)
+    whole = history.changes(PARAMS, view, known, BEGIN, END)
+    short = history.changes(PARAMS, view, known, tick - timedelta(hours=view.horizon_hours), END)
+    values = [history.last_values(view, changed, tick) for changed in (whole, short)]
+    if isinstance(view, Latest):  # what is older than the horizon is dropped when it is read
+        values = [{key: derived(view, row, tick) for key, row in found.items()} for found in values]
+        values = [{key: row for key, row in found.items() if row["last_age"] is not None} for found in values]
+    assert values[0] == values[1]
+
+
+def test_recent__a_moment_at_which_changes_cancel_out_is_kept() -> None:
+    first = ONE | {"event": 0, "taken": 0, "arr_delay": 20}
+    known = versions([(first, [], 1), (first | {"flight": 2, "event": 8}, [], 1)])  # one enters as the other leaves, equal in all
+    changed = history.changes(PARAMS, Recent("craft", AIRCRAFT, "arr_delay", (2,), "", ""), known, BEGIN, END)
+    assert [(m - START, n) for m, n in zip(changed["moment"].to_pylist(), changed["craft_count_2h"].to_pylist(), strict=True)] == [
+        (timedelta(hours=0), 1.0), (timedelta(hours=2), 1.0), (timedelta(hours=4), 0.0)]  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
