@@ -125,7 +125,7 @@ def merge(table: str, spec: Table, staged: pa.Table, landed: pa.Table | None, be
 def _merge_sql(spec: Table, compared: set[str], before: datetime, as_of: datetime) -> str:
     seen, now = visible_sql(spec, before, "__at"), literal(as_of)
     hidden = {*spec.outcomes, "known_at"}
-    differences = ["n.__seen IS DISTINCT FROM c.__seen"] if not spec.outcomes else []
+    differences = []
     for column in (c for c in spec.columns if c in compared and c not in spec.key):
         new, old = f"n.{quoted(column)}", f"c.{quoted(column)}"
         if column in hidden:

@@ -252,6 +252,17 @@ def test_table_without_time__each_file_is_a_version(delivery: Delivery) -> None:
     assert set(table_rows(raw_folder(), "planes", start, start, datetime(2013, 1, 4))["seats"].to_pylist()) == {11}
 
 
+def test_table_without_time__landed_in_the_middle_of_a_day_is_seen_after_it(delivery: Delivery) -> None:
+    validate(land_days(0))
+    delivery.edit("planes", 0, lambda rows: rows.assign(seats=899))
+    validate(land_days(1, as_of=datetime(2013, 1, 3, 12)))
+    seen = [
+        set(table_rows(raw_folder(), "planes", FIRST, FIRST, moment)["seats"].to_pylist()) == {899}
+        for moment in (datetime(2013, 1, 3, 6), datetime(2013, 1, 3, 23), datetime(2013, 1, 4))
+    ]
+    assert seen == [False, False, True]
+
+
 def test_table_without_time__landed_long_after_is_not_seen_in_between(delivery: Delivery) -> None:
     validate(land_days(0))
     delivery.edit("planes", 0, lambda rows: rows.assign(seats=899))
