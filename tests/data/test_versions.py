@@ -249,6 +249,8 @@ def test_table_without_time__each_file_is_a_version(delivery: Delivery) -> None:
     assert found.filter(pc.is_valid(found["event_time"])).num_rows == 0
     middle = table_versions(raw_folder(), "planes", start, start, datetime(2013, 1, 4, 23))
     assert set(middle["known_at"].to_pylist()) == {None, datetime(2013, 1, 4)}
+    before = table_versions(raw_folder(), "planes", start, start, datetime(2012, 1, 1))
+    assert set(before["known_at"].to_pylist()) == {None}, "the oldest is known as ever"
     assert set(table_rows(raw_folder(), "planes", start, start, datetime(2013, 1, 4))["seats"].to_pylist()) == {11}
 
 
