@@ -137,7 +137,7 @@ def join(last: date, small: bool) -> None:
     )
     same = outcomes["ours: the join"][0]["digest"] == outcomes["bare: one a view"][0]["digest"]
     say(f"\nours and bare: {'equal' if same else 'DIFFERENT'} to the last bit\n")
-    beside_the_file_store(folder, [250, 500] if small else [1000, 2000, 4000, 8000])
+    beside_the_file_store(folder, [250, 500] if small else [50, 100, 200])
 
 
 def beside_the_file_store(folder: Path, sizes: Sequence[int]) -> None:
