@@ -64,31 +64,33 @@ def table(params: Params, users: Mapping[str, Sequence[str]]) -> str:
 
 
 def details(params: Params, name: str, users: Mapping[str, Sequence[str]]) -> str:
-    """One feature, or one view with its features.
+    """One feature, or one view with its features; both, where a feature and a view share a name.
 
     Raises:
         NotFoundError: there is neither; names the nearest.
     """
     module, listed = load_module(params), entries(params)
-    found = next((e for e in listed if e.name == name), None)
-    if found is not None:
-        lines = {
-            "feature": found.name, "what": found.description, "unit": found.unit or "-", "kind": found.kind, "from": found.view,
-            "entity": found.entity, "source": found.source, "owner": found.owner, "fresh": found.fresh,
-            "not known": found.missing, "status": found.status, "used by": _versions(users.get(name, [])),
-        }  # fmt: skip
-        return "\n".join(f"{key:<10} {value}" for key, value in lines.items())
-    view = next((v for v in module.views if v.name == name), None)
-    if view is None:
+    shown = [
+        {
+            "feature": e.name, "what": e.description, "unit": e.unit or "-", "kind": e.kind, "from": e.view, "entity": e.entity,
+            "source": e.source, "owner": e.owner, "fresh": e.fresh, "not known": e.missing, "status": e.status,
+            "used by": _versions(users.get(name, [])),
+        }
+        for e in listed if e.name == name
+    ]  # fmt: skip
+    shown += [
+        {
+            "view": view.name, "what": view.description, "entity": f"{view.entity.name} ({', '.join(view.entity.columns)})",
+            "source": source_table(view, params.problem.table), "owner": view.owner, "fresh": _fresh(view),
+            "features": ", ".join(e.name for e in listed if e.view == name) or "read by request features",
+        }
+        for view in module.views if view.name == name
+    ]  # fmt: skip
+    if not shown:
         names = [*(e.name for e in listed), *(v.name for v in module.views)]
         near = [n for n in names if name.lower() in n.lower()][:5]
         raise NotFoundError(f"no feature or view {name!r}", f"try {', '.join(near)}" if near else "see `evergreen features list`")
-    lines = {
-        "view": view.name, "what": view.description, "entity": f"{view.entity.name} ({', '.join(view.entity.columns)})",
-        "source": source_table(view, params.problem.table), "owner": view.owner, "fresh": _fresh(view),
-        "features": ", ".join(e.name for e in listed if e.view == name) or "read by request features",
-    }  # fmt: skip
-    return "\n".join(f"{key:<10} {value}" for key, value in lines.items())
+    return "\n\n".join("\n".join(f"{key:<10} {value}" for key, value in lines.items()) for lines in shown)
 
 
 def dictionary(params: Params) -> str:

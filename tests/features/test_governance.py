@@ -59,6 +59,8 @@ def test_show__of_something_unknown_names_what_is_near() -> None:
         catalogue.details(load_params(), "rate_24h", {})
     assert "minutes" not in catalogue.details(load_params(), "weather", {})
     assert "weather_temp" in catalogue.details(load_params(), "weather", {})
+    both = catalogue.details(load_params(), "origin", {})  # a feature and a view
+    assert "airport of departure" in both and "origin_rate_24h" in both
 
 
 def test_cli__lists_and_shows(workspace: Path) -> None:
