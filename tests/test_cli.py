@@ -55,3 +55,11 @@ def test_window__of_no_days_is_refused(workspace: Path) -> None:
     outcome = evergreen("land", "--start", "2013-01-02", "--end", "2013-01-02", "--as-of", "2013-01-03")
     assert outcome.returncode == 1
     assert "--start 2013-01-02 is not before --end 2013-01-02" in outcome.stderr
+
+
+def test_bench_features__teaches_and_refuses_an_unknown_part() -> None:
+    command = [sys.executable, "-m", "ops.bench_features"]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "incremental" in shown.stdout
+    refused = subprocess.run([*command, "joins"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (refused.returncode, "unknown part 'joins'" in refused.stderr) == (2, True)

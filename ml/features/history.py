@@ -7,7 +7,6 @@ ticks; the online store holds the last change at its own tick; so they cannot di
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 
 import pyarrow as pa
@@ -202,8 +201,3 @@ def _static(view: Latest) -> str:
             QUALIFY entity IS NOT NULL AND row_number() OVER (PARTITION BY entity, moment ORDER BY {values}) = 1),
         points AS (FROM (SELECT DISTINCT entity FROM given), (SELECT DISTINCT moment FROM given))
         SELECT p.entity, p.moment, {stored} FROM points p LEFT JOIN given r ON r.entity = p.entity AND r.moment = p.moment"""
-
-
-def assembled(histories: Mapping[str, list[pa.Table]]) -> dict[str, pa.Table]:
-    """Parts of each view's history, one after the other."""
-    return {name: pa.concat_tables(parts) for name, parts in histories.items()}

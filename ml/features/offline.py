@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 
 import numpy as np
@@ -12,7 +12,7 @@ from ml.config import Params
 from ml.data.query import literal, query
 from ml.features.assembly import finish, raw_arrays
 from ml.features.definitions import load_module
-from ml.features.history import keys_of, values_at
+from ml.features.history import keys_of
 
 IDENTITY = ("entity_id", "event_time", "prediction_time", "known_at", "label")
 
@@ -25,20 +25,6 @@ def ticks(prediction_times: pa.ChunkedArray, as_of: datetime, tick_minutes: int)
     known = f"least(t, {literal(as_of)})"
     sql = f"SELECT time_bucket(to_minutes({tick_minutes}), {known}, TIMESTAMP '2000-01-01') AS tick FROM moments"
     return query(sql, moments=pa.table({"t": prediction_times}))["tick"].combine_chunks()
-
-
-def join(params: Params, histories: Mapping[str, pa.Table]) -> Lookup:
-    """Looks up in histories that are in memory."""
-    module = load_module(params)
-
-    def lookup(points: pa.Table) -> pa.Table:
-        found: dict[str, pa.ChunkedArray] = {}
-        for view in module.views:
-            values = values_at(view, points, "history", history=histories[view.name])
-            found |= {c: values[c] for c in view.stored}
-        return pa.table(found)
-
-    return lookup
 
 
 def compute(params: Params, rows: pa.Table, lookup: Lookup, as_of: datetime) -> pa.Table:

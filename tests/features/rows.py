@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import pyarrow as pa
 from hypothesis import strategies as st
+
+from ml.config import Params
+from ml.features import offline
+from ml.features.definitions import load_module
+from ml.features.history import values_at
 
 START = datetime(2013, 4, 1)
 MINUTE = timedelta(minutes=1)
@@ -120,3 +126,17 @@ WEATHER_SCHEMA = pa.schema(
     + [(n, pa.float64()) for n in ("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib")]
     + [(n, STAMP) for n in ("time_hour", "event_time", "known_at")]
 )
+
+
+def join(params: Params, histories: Mapping[str, pa.Table]) -> offline.Lookup:
+    """Looks up in histories that are in memory, without Feast."""
+    module = load_module(params)
+
+    def lookup(points: pa.Table) -> pa.Table:
+        found: dict[str, pa.ChunkedArray] = {}
+        for view in module.views:
+            values = values_at(view, points, "history", history=histories[view.name])
+            found |= {c: values[c] for c in view.stored}
+        return pa.table(found)
+
+    return lookup

@@ -34,8 +34,6 @@ def land(table: str, first: date, last: date) -> None:
         day = datetime.combine(first + timedelta(days=k), datetime.min.time())
         read = rows.live_rows(table, day, day + timedelta(days=1), FAR)
         plain = read.select(list(spec.columns)).cast(arrow_schema(spec))
-        if "recorded_at" not in plain.column_names:
-            plain = plain.append_column("recorded_at", pa.nulls(len(plain), pa.timestamp("us")))
         landed.write_rows(plain, landed.raw_file(table, day.date().isoformat()))
 
 

@@ -18,7 +18,7 @@ from ml.features.assembly import Assembler
 from ml.features.definitions import Entity, Latest, Recent, View, load_module, source_table
 from ml.features.online import SQLiteStore
 from tests.features import oracle
-from tests.features.rows import CORRECTED, FLIGHT, ONE, START, WEATHER, flights, planes, versions, weather
+from tests.features.rows import CORRECTED, FLIGHT, ONE, START, WEATHER, flights, join, planes, versions, weather
 
 PARAMS = load_params()
 AS_OF = datetime(2013, 5, 1)
@@ -44,7 +44,7 @@ def histories(tables: dict[str, pa.Table], begin: datetime = BEGIN, end: datetim
 
 def compute(rows: pa.Table, known: pa.Table, observed: pa.Table, as_of: datetime = AS_OF) -> list[dict]:
     found = histories({"flights": known, "weather": observed, "planes": planes()})
-    return offline.compute(PARAMS, rows, offline.join(PARAMS, found), as_of).to_pylist()
+    return offline.compute(PARAMS, rows, join(PARAMS, found), as_of).to_pylist()
 
 
 @settings(max_examples=200, deadline=None)

@@ -9,7 +9,7 @@ from ml.features import offline
 from ml.features.assembly import Assembler
 from ml.features.definitions import code_digest, load_module
 from ml.features.online import SQLiteStore
-from tests.features.rows import ONE, flights
+from tests.features.rows import ONE, flights, join
 from tests.features.test_history import AS_OF
 
 SHIPPED = load_params()
@@ -25,7 +25,7 @@ def test_raw_module__holds_no_outcome_and_no_time() -> None:
 
 def test_raw_module__online_equals_offline_and_nothing_is_stale(tmp_path: Path) -> None:
     rows = flights([ONE, ONE | {"tailnum": None, "event": 9}])
-    trained = offline.compute(RAW, rows, offline.join(RAW, {}), AS_OF).to_pylist()
+    trained = offline.compute(RAW, rows, join(RAW, {}), AS_OF).to_pylist()
     spec = RAW.tables["flights"]
     requests = rows.select([c for c in spec.columns if c not in spec.outcomes]).to_pylist()
     served = Assembler(RAW).assemble(SQLiteStore(tmp_path / "never-written.db"), requests)

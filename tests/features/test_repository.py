@@ -15,7 +15,7 @@ from ml.config import load_params, settings
 from ml.features import history, offline, repository
 from ml.features.definitions import load_module, source_table
 from ml.features.online import open_store
-from tests.features.rows import ONE, flights, planes, weather
+from tests.features.rows import ONE, flights, join, planes, weather
 
 BEGIN, END = datetime(2013, 3, 1), datetime(2013, 5, 1)
 TICK = datetime(2013, 4, 2)
@@ -36,7 +36,7 @@ def test_lookup__by_feast_equals_the_join_and_keeps_equal_rows(histories: dict[s
     repository.write_histories(params, histories, tmp_path)
     by_feast = offline.compute(params, rows, repository.lookup(params, tmp_path), END)
     assert len(by_feast) == 9
-    assert by_feast.equals(offline.compute(params, rows, offline.join(params, histories), END))
+    assert by_feast.equals(offline.compute(params, rows, join(params, histories), END))
     assert by_feast["origin_count_24h"].to_pylist()[-1] == 4.0  # all four arrived in the day before
 
 
