@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDED = "recorded_at"  # what landed files add to the declared columns: see ml/data/versions.py
 
 ColumnType = Literal["string", "int", "float", "bool", "timestamp"]
+Task = Literal["binary", "multiclass", "regression"]
+FamilyName = Literal["xgboost", "lightgbm", "linear"]
 
 
 class Section(BaseModel):
@@ -38,9 +40,17 @@ class Problem(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     table: str
     id: list[str] = Field(min_length=1)
+    task: Task = "binary"
+    classes: list[str] = []
     label: str
     lead_hours: float = Field(ge=0)
     timezone: str
+
+    @model_validator(mode="after")
+    def _classes_named(self) -> Self:
+        if (self.task == "multiclass") != (len(self.classes) >= 3):
+            raise ValueError(f"task {self.task} with {len(self.classes)} classes: multiclass needs three or more, others none")
+        return self
 
 
 class SourceSpec(BaseModel):
@@ -109,7 +119,10 @@ class Train(Section):
     early_stopping_rounds: int = Field(ge=1)
     threads: int = Field(ge=1)
     seed: int = Field(ge=0)
+    refit: bool = True
+    ensemble: int = Field(1, ge=1, le=20)
     xgboost: dict[str, str | int | float]
+    lightgbm: dict[str, str | int | float] = {}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -147,13 +160,32 @@ class Baseline(Section):
     climatology: list[str] = Field(min_length=1)
 
 
+class Evaluation(Section):
+    slices: dict[str, list[float] | None]
+    found_slices: int = Field(ge=0)
+    min_slice_rows: int = Field(ge=1)
+    false_alarm_cost: float = Field(ge=0)
+    miss_cost: float = Field(ge=0)
+    quantile: float = Field(0.5, gt=0, lt=1)
+    explained_rows: int = Field(ge=1)
+
+
 class Gates(Section):
-    min_auc: float = Field(ge=0.5, le=1)
-    max_log_loss: float = Field(gt=0)
+    mode: Literal["enforce", "report"]
+    min_score: float
+    max_loss: float = Field(gt=0)
     margin: float = Field(ge=0)
     confidence: float = Field(gt=0.5, lt=1)
     resamples: int = Field(ge=100)
+    max_feature_score: float = Field(le=1)
+    slice_margin: float = Field(ge=0)
+    max_calibration_error: float = Field(gt=0)
+    fairness: dict[str, float]
     parity_tolerance: float = Field(gt=0, lt=0.01)
+    max_latency_ms: float = Field(gt=0)
+    max_latency_ratio: float = Field(gt=1)
+    max_size_mb: float = Field(gt=0)
+    max_refit_shift: float = Field(gt=0)
 
 
 class Serving(Section):
@@ -191,6 +223,7 @@ class Params(Section):
     train: Train
     tune: Tune
     baseline: Baseline
+    evaluation: Evaluation
     gates: Gates
     serving: Serving
     monitoring: Monitoring
