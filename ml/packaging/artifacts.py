@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-
-import xgboost as xgb
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ml import store
 from ml.packaging.graph import export
-from ml.training.baseline import Logistic
 from ml.training.climatology import Climatology
 from ml.training.encoding import Encoding
-from ml.training.fit import Fitted
+from ml.training.fit import Fitted, Learned
+from ml.training.models import FAMILIES, Linear
 from ml.training.tuning import Winner
 
 
@@ -27,28 +26,46 @@ class Artifacts:
 
     @classmethod
     def make(cls, fitted: Fitted, winner: Winner, profile: bytes) -> Artifacts:
-        return cls(fitted, winner, export(fitted.encoding, fitted.booster), profile)
+        return cls(fitted, winner, export(fitted), profile)
 
     def files(self) -> dict[str, bytes]:
         """Name → bytes; the same model gives the same bytes."""
         return {
             "model.onnx": self.onnx,
-            "booster.ubj": bytes(self.fitted.booster.save_raw("ubj")),
-            "encoding.json": self.fitted.encoding.model_dump_json().encode(),
-            "climatology.json": self.fitted.climatology.model_dump_json().encode(),
-            "logistic.json": self.fitted.logistic.model_dump_json().encode(),
-            "tuning.json": json.dumps(asdict(self.winner), sort_keys=True).encode(),
+            "tuning.json": self.winner.model_dump_json().encode(),
             "profile.json": self.profile,
-        }
+        } | dump(self.fitted)
 
     @classmethod
     def load(cls, digest: str) -> Artifacts:
         """Reads the archive `digest` from the store."""
         files = store.unpack(store.get(digest))
-        fitted = Fitted(
-            booster=xgb.Booster(model_file=bytearray(files["booster.ubj"])),
-            encoding=Encoding.model_validate_json(files["encoding.json"]),
-            climatology=Climatology.model_validate_json(files["climatology.json"]),
-            logistic=Logistic.model_validate_json(files["logistic.json"]),
+        return cls(
+            load(files), Winner.model_validate_json(files["tuning.json"]), files["model.onnx"], files["profile.json"]
         )
-        return cls(fitted, Winner(**json.loads(files["tuning.json"])), files["model.onnx"], files["profile.json"])
+
+
+def dump(fitted: Fitted) -> dict[str, bytes]:
+    """The files of what was learned."""
+    first = fitted.members[0]
+    about = {"family": first.family, "task": first.task, "members": len(fitted.members)}
+    return {
+        "family.json": json.dumps(about, sort_keys=True).encode(),
+        "encoding.json": fitted.encoding.model_dump_json().encode(),
+        "climatology.json": fitted.climatology.model_dump_json().encode(),
+        "linear.json": fitted.linear.dump(),
+        "learned.json": fitted.learned.model_dump_json().encode(),
+    } | {f"member-{i}.bin": member.dump() for i, member in enumerate(fitted.members)}
+
+
+def load(files: Mapping[str, bytes]) -> Fitted:
+    """The inverse of `dump`."""
+    about = json.loads(files["family.json"])
+    family = FAMILIES[about["family"]]
+    return Fitted(
+        members=tuple(family.load(files[f"member-{i}.bin"], about["task"]) for i in range(about["members"])),
+        encoding=Encoding.model_validate_json(files["encoding.json"]),
+        climatology=Climatology.model_validate_json(files["climatology.json"]),
+        linear=Linear.load(files["linear.json"], about["task"]),
+        learned=Learned.model_validate_json(files["learned.json"]),
+    )

@@ -1,82 +1,132 @@
-"""One ONNX graph from typed features to probability, assembled by hand: encodings as maps and look-up tables, then the booster.
+"""One ONNX graph from typed features to the answer, assembled by hand: encodings as maps and look-up tables, then the members.
 
 Converters of whole pipelines were found to be wrong without an error (sparse one-hot, scaled inputs, sine against numpy); maps
-and tables are exact. Only the booster itself is converted.
+and tables are exact. Only the trees themselves are converted.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import onnx
-import xgboost as xgb
 from onnx import TensorProto, helper, numpy_helper
-from onnxmltools import convert_xgboost
+from onnxmltools import convert_lightgbm, convert_xgboost
 from onnxmltools.convert.common.data_types import FloatTensorType
 
+from ml.config import Task
 from ml.training.encoding import Encoding, cycle
+from ml.training.fit import Fitted
+from ml.training.models import CLIP, LightGBM, Linear, Model, XGBoost
 
 OPSET, ML_OPSET, IR_VERSION = 18, 3, 10
+CONVERTER_OPSET = 15
+"""The highest that the converters of trees know."""
+OUTPUT: dict[Task, str] = {"binary": "probability", "multiclass": "probabilities", "regression": "value"}
 
 
-def export(encoding: Encoding, booster: xgb.Booster, metadata: dict[str, str] | None = None) -> bytes:
-    """Serialises encoder and booster as one graph.
+@dataclass
+class _Parts:
+    """Nodes and constants of the graph in the making."""
 
-    Inputs: ``numeric`` float32 (n, numeric features), ``text`` string (n, text features; absent when there are none).
-    Output: ``probability`` float32 (n, 1). The same input gives the same bytes.
-    """
-    nodes: list[onnx.NodeProto] = []
-    constants: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
 
-    def constant(name: str, value: np.ndarray) -> str:
-        constants.append(numpy_helper.from_array(value, name))
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self.constants.append(numpy_helper.from_array(value, name))
         return name
 
-    columns = []
-    for i, name in enumerate(encoding.numeric):
-        picked = f"numeric_{i}"
-        nodes.append(helper.make_node("Gather", ["numeric", constant(f"at_{i}", np.array([i]))], [picked], axis=1))
-        if name in encoding.periods:
-            table = constant(f"cycle_{i}", cycle(encoding.periods[name]))
-            nodes.append(helper.make_node("Cast", [picked], [f"step_{i}"], to=TensorProto.INT64))
-            nodes.append(helper.make_node("Squeeze", [f"step_{i}", constant(f"axis_{i}", np.array([1]))], [f"flat_{i}"]))
-            nodes.append(helper.make_node("Gather", [table, f"flat_{i}"], [f"cyclic_{i}"], axis=0))
-            columns.append(f"cyclic_{i}")
-        else:
-            columns.append(picked)
-    for i, name in enumerate(encoding.text):
-        nodes.append(helper.make_node("Gather", ["text", constant(f"text_at_{i}", np.array([i]))], [f"text_{i}"], axis=1))
-        rates = encoding.rates[name]
-        nodes.append(
-            helper.make_node("LabelEncoder", [f"text_{i}"], [f"rate_{i}"], domain="ai.onnx.ml", keys_strings=list(rates),
-                             values_floats=list(rates.values()), default_float=encoding.prior)
-        )  # fmt: skip
-        columns.append(f"rate_{i}")
-    nodes.append(helper.make_node("Concat", columns, ["matrix"], axis=1))
-    nodes += _booster_nodes(booster, len(encoding.columns))
-    nodes.append(helper.make_node("Gather", ["probabilities", constant("positive", np.array([1]))], ["probability"], axis=1))
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+        return output
+
+
+def export(fitted: Fitted) -> bytes:
+    """Serialises encoder and members as one graph.
+
+    Inputs: ``numeric`` float32 (n, numeric features), ``text`` string (n, text features; absent when there are none).
+    Output: float32; ``probability`` (n, 1), ``probabilities`` (n, classes) or ``value`` (n, 1), by task. The same input gives the
+    same bytes.
+    """
+    encoding, task = fitted.encoding, fitted.members[0].task
+    parts = _Parts()
+    parts.node("Concat", _columns(parts, encoding), "matrix", axis=1)
+    answers = [_member(parts, member, i, len(encoding.columns)) for i, member in enumerate(fitted.members)]
+    parts.node("Mean", answers, OUTPUT[task])
     inputs = [helper.make_tensor_value_info("numeric", TensorProto.FLOAT, ["n", len(encoding.numeric)])]
     if encoding.text:
         inputs.append(helper.make_tensor_value_info("text", TensorProto.STRING, ["n", len(encoding.text)]))
-    output = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["n", 1])
-    graph = helper.make_graph(nodes, "evergreen", inputs, [output], constants)
+    width = len(encoding.priors) if task == "multiclass" else 1
+    output = helper.make_tensor_value_info(OUTPUT[task], TensorProto.FLOAT, ["n", width])
+    graph = helper.make_graph(parts.nodes, "evergreen", inputs, [output], parts.constants)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="evergreen")
-    helper.set_model_props(model, metadata or {})
     onnx.checker.check_model(model, full_check=False)
     return model.SerializeToString(deterministic=True)
 
 
-def _booster_nodes(booster: xgb.Booster, n_columns: int) -> list[onnx.NodeProto]:
-    """The booster's own nodes, reading ``matrix`` and writing ``probabilities`` (n, 2)."""
-    converted = convert_xgboost(
-        booster, initial_types=[("matrix", FloatTensorType([None, n_columns]))], target_opset=15
-    )  # its highest
-    nodes = list(converted.graph.node)
-    if converted.graph.initializer:
-        raise ValueError(f"expected a booster without constants, but got {[c.name for c in converted.graph.initializer]}")
-    renamed = {o.name: "probabilities" for o in converted.graph.output if "prob" in o.name}
-    for node in nodes:
-        for field in (node.input, node.output):
-            for i, name in enumerate(field):
-                field[i] = renamed.get(name, name)
-    return nodes
+def _columns(parts: _Parts, encoding: Encoding) -> list[str]:
+    """The encoded columns, in the encoding's order."""
+    columns = []
+    for i, name in enumerate(encoding.numeric):
+        picked = parts.node("Gather", ["numeric", parts.constant(f"at_{i}", np.array([i]))], f"numeric_{i}", axis=1)
+        if name in encoding.periods:
+            table = parts.constant(f"cycle_{i}", cycle(encoding.periods[name]))
+            step = parts.node("Cast", [picked], f"step_{i}", to=TensorProto.INT64)
+            flat = parts.node("Squeeze", [step, parts.constant(f"axis_{i}", np.array([1]))], f"flat_{i}")
+            columns.append(parts.node("Gather", [table, flat], f"cyclic_{i}", axis=0))
+        else:
+            columns.append(picked)
+    for i, name in enumerate(encoding.text):
+        picked = parts.node("Gather", ["text", parts.constant(f"text_at_{i}", np.array([i]))], f"text_{i}", axis=1)
+        for k, (column, prior) in enumerate(zip(encoding.text_columns(name), encoding.priors, strict=True)):
+            rates = encoding.rates[column]
+            keys, values = list(rates), list(rates.values())
+            columns.append(
+                parts.node("LabelEncoder", [picked], f"rate_{i}_{k}", domain="ai.onnx.ml", keys_strings=keys, values_floats=values,
+                           default_float=prior)
+            )  # fmt: skip
+    return columns
+
+
+def _member(parts: _Parts, member: Model, i: int, n_columns: int) -> str:
+    """One member's nodes, reading ``matrix``; the name of its answer."""
+    if isinstance(member, Linear):
+        return _linear(parts, member, i)
+    assert isinstance(member, XGBoost | LightGBM)
+    convert = convert_xgboost if isinstance(member, XGBoost) else convert_lightgbm
+    types = [("matrix", FloatTensorType([None, n_columns]))]
+    converted = convert(member.booster, initial_types=types, target_opset=CONVERTER_OPSET)
+    (trees,) = (node for node in converted.graph.node if node.op_type.startswith("TreeEnsemble"))
+    made = f"member_{i}"
+    trees.name, trees.input[0] = made, "matrix"
+    if member.task == "regression":
+        trees.output[0] = made
+    else:
+        trees.output[0], trees.output[1] = f"label_{i}", made
+    parts.nodes.append(trees)
+    if member.task != "binary":
+        return made
+    return parts.node("Gather", [made, parts.constant(f"positive_{i}", np.array([1]))], f"positive_of_{i}", axis=1)
+
+
+def _linear(parts: _Parts, member: Linear, i: int) -> str:
+    """The linear model in double precision: missing → median, standardised, clipped, weighted."""
+
+    def constant(name: str, value: np.ndarray) -> str:
+        return parts.constant(f"{name}_{i}", np.asarray(value, dtype=np.float64))
+
+    made = parts.node("Cast", ["matrix"], f"double_{i}", to=TensorProto.DOUBLE)
+    missing = parts.node("IsNaN", [made], f"missing_{i}")
+    made = parts.node("Where", [missing, constant("medians", member.medians), made], f"filled_{i}")
+    made = parts.node("Sub", [made, constant("means", member.means)], f"centred_{i}")
+    made = parts.node("Div", [made, constant("scales", member.scales)], f"scaled_{i}")
+    bounds = [constant("low", np.array(-CLIP)), constant("high", np.array(CLIP))]
+    made = parts.node("Clip", [made, *bounds], f"clipped_{i}")
+    made = parts.node("MatMul", [made, constant("weights", member.weights.T)], f"weighted_{i}")
+    made = parts.node("Add", [made, constant("intercepts", member.intercepts)], f"margin_{i}")
+    if member.task == "binary":
+        made = parts.node("Sigmoid", [made], f"sigmoid_{i}")
+    if member.task == "multiclass":
+        made = parts.node("Softmax", [made], f"softmax_{i}", axis=1)
+    return parts.node("Cast", [made], f"member_{i}", to=TensorProto.FLOAT)

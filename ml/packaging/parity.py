@@ -1,15 +1,18 @@
-"""Does the graph answer as the booster does? Checked on real rows and on the rows that break converters."""
+"""Does the graph answer as the model does? Checked on real rows and on the rows that break converters."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnxruntime as ort
 import pandas as pd
-import xgboost as xgb
 
 from ml.errors import IntegrityError
 from ml.refs import Check, Decision
-from ml.training.encoding import Encoding, encode
+from ml.training.encoding import Encoding
+from ml.training.fit import Fitted
+
+CHANGED_ROWS = 500
+"""Real rows that the cases with missing, infinite and unseen values start from."""
 
 
 def session(graph: bytes) -> ort.InferenceSession:
@@ -18,7 +21,7 @@ def session(graph: bytes) -> ort.InferenceSession:
 
 
 def predict(graph: ort.InferenceSession, numeric: list[str], text: list[str], X: pd.DataFrame) -> np.ndarray:
-    """Probabilities, float64 (n,), of a table with one column per feature; a missing number is NaN, a missing text ''.
+    """Answers, float64 (n,) or (n, classes), to a table with one column per feature; a missing number is NaN, a missing text ''.
 
     Raises:
         IntegrityError: a feature that the model needs is not computed (any more).
@@ -30,56 +33,70 @@ def predict(graph: ort.InferenceSession, numeric: list[str], text: list[str], X:
     inputs = {"numeric": X[numeric].to_numpy(np.float32)}
     if text:
         inputs["text"] = X[text].fillna("").to_numpy(object)
-    return graph.run(["probability"], inputs)[0][:, 0].astype(np.float64)
+    (answers,) = graph.run(None, inputs)
+    return np.asarray(answers[:, 0] if answers.shape[1] == 1 else answers, dtype=np.float64)
 
 
-def check_parity(graph: bytes, booster: xgb.Booster, encoding: Encoding, X: pd.DataFrame, tolerance: float) -> Decision:
-    """Compares booster and graph on real rows, missing values, unseen categories, and values at and beside the split thresholds.
+def check_parity(graph: bytes, fitted: Fitted, X: pd.DataFrame, tolerance: float, threshold: float) -> Decision:
+    """Compares model and graph on real rows, missing and infinite values, unseen categories, and at and beside split thresholds.
 
     Args:
         X: real rows, one column per feature, shape (n, features).
-        tolerance: largest allowed absolute difference in probability.
+        tolerance: largest allowed absolute difference of an answer (relative to the answers' size, for regression above 1).
+        threshold: probability from which a binary decision is 1.
+
+    Returns:
+        A check for each kind of rows: the largest difference, and in the detail how many decisions differ.
     """
+    encoding, few = fitted.encoding, X.head(CHANGED_ROWS)
     cases = {
         "real rows": X,
-        "missing values": _with_missing(encoding, X.head(500)),
-        "unseen categories": X.head(500).assign(**dict.fromkeys(encoding.text, "never seen")),
-        "split thresholds": _at_thresholds(booster, encoding, X.iloc[0]),
+        "missing values": _with(encoding, few, np.nan, None),
+        "infinite values": pd.concat([_with(encoding, few, np.inf, "never seen"), _with(encoding, few, -np.inf, "")]),
+        "unseen categories": few.assign(**dict.fromkeys(encoding.text, "never seen")),
+        "split thresholds": at_thresholds(fitted, X.iloc[0]),
     }
-    onnx = session(graph)
+    onnx, task = session(graph), fitted.members[0].task
     checks = []
     for name, rows in cases.items():
-        expected = booster.predict(xgb.DMatrix(encode(encoding, rows)))
-        found = predict(onnx, encoding.numeric, encoding.text, rows)
-        worst = float(np.abs(expected - found).max()) if len(rows) else float("nan")
-        passed = bool(worst <= tolerance)  # NaN fails
+        expected, found = fitted.predict(rows), predict(onnx, encoding.numeric, encoding.text, rows)
+        size = max(1.0, float(np.abs(expected).max())) if task == "regression" and len(rows) else 1.0
+        worst = float(np.abs(expected - found).max()) / size if len(rows) else 0.0
+        decided = "" if task == "regression" else f"; {_turned(expected, found, threshold)} decisions differ"
         checks.append(
-            Check(name=name, passed=passed, value=worst, threshold=tolerance, n=len(rows), detail="largest |Δ probability|")
-        )
+            Check(name=name, passed=bool(worst <= tolerance), value=worst, threshold=tolerance, n=len(rows),
+                  detail=f"largest |Δ answer|{decided}")
+        )  # fmt: skip  # NaN fails
     verdict = "equal" if all(c.passed for c in checks) else "different"
     worst_check = max(checks, key=lambda c: np.inf if c.value is None or np.isnan(c.value) else c.value)
     reason = f"largest difference {worst_check.value:.1e} on {worst_check.name} (allowed {tolerance:.0e})"
     return Decision(kind="parity", verdict=verdict, reason=reason, checks=checks)
 
 
-def _with_missing(encoding: Encoding, X: pd.DataFrame) -> pd.DataFrame:
-    """Every feature missing in some rows: each seventh for numbers, each fifth for text, starting at different rows."""
-    at = np.arange(len(X))
-    plain = [name for name in encoding.numeric if name not in encoding.periods]
-    changed = {name: X[name].mask(at % 7 == i % 7) for i, name in enumerate(plain)}
-    changed |= {name: X[name].mask(at % 5 == i % 5, None) for i, name in enumerate(encoding.text)}
-    return X.assign(**changed)
-
-
-def _at_thresholds(booster: xgb.Booster, encoding: Encoding, row: pd.Series) -> pd.DataFrame:
-    """One row per (plain numeric feature, threshold, one float32 below / at / above); all else as in `row`."""
-    splits = booster.trees_to_dataframe()
-    splits = splits[splits["Feature"] != "Leaf"].drop_duplicates(["Feature", "Split"])
-    plain = {f"f{i}": c for i, c in enumerate(encoding.columns) if c in encoding.numeric}
+def at_thresholds(fitted: Fitted, row: pd.Series) -> pd.DataFrame:
+    """One row per (plain numeric feature, split threshold, one float32 below / at / above); all else as in `row`."""
+    encoding = fitted.encoding
+    plain = {i: c for i, c in enumerate(encoding.columns) if c in encoding.numeric}
     rows = []
-    for feature, threshold in zip(splits["Feature"], splits["Split"], strict=True):
-        if feature in plain:
+    for column, threshold in sorted({split for member in fitted.members for split in member.thresholds()}):
+        if column in plain:
             at = np.float32(threshold)
             beside = (np.nextafter(at, np.float32(-np.inf)), at, np.nextafter(at, np.float32(np.inf)))
-            rows += [row.to_dict() | {plain[feature]: float(value)} for value in beside]
+            rows += [row.to_dict() | {plain[column]: float(value)} for value in beside]
     return pd.DataFrame(rows, columns=row.index)
+
+
+def _turned(expected: np.ndarray, found: np.ndarray, threshold: float) -> int:
+    """In how many rows the decision differs."""
+    if expected.ndim == 2:
+        return int((expected.argmax(axis=1) != found.argmax(axis=1)).sum())
+    return int(((expected >= threshold) != (found >= threshold)).sum())
+
+
+def _with(encoding: Encoding, X: pd.DataFrame, number: float, text: str | None) -> pd.DataFrame:
+    """Every feature replaced in some rows: each seventh for numbers, each fifth for text, starting at different rows."""
+    at = np.arange(len(X))
+    plain = [name for name in encoding.numeric if name not in encoding.periods]
+    changed = {name: X[name].mask(at % 7 == i % 7, number) for i, name in enumerate(plain)}
+    changed |= {name: X[name].mask(at % 5 == i % 5, text) for i, name in enumerate(encoding.text)}
+    return X.assign(**changed)

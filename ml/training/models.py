@@ -8,6 +8,7 @@ library's own format, or JSON.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,10 +145,13 @@ class LightGBM:
 
     @classmethod
     def of(cls, booster: Any, task: Task) -> Self:
-        """Rounds each threshold down to a float32: for float32 inputs, ``x <= t`` holds exactly when ``x <= float32_below(t)``."""
+        """Moves each threshold to a quarter above the float32 below it. For float32 inputs no comparison changes; as a float32, which
+        ONNX makes of it, it is that one; and LightGBM's reader, which is not exact, cannot push it across. A threshold that parts
+        zero from the rest moves away from it, because LightGBM takes anything up to 1e-35 for zero.
+        """
         lines = booster.model_to_string().split("\n")
         made = [
-            "threshold=" + " ".join(repr(float(_below(float(t)))) for t in line[10:].split()) if line.startswith("threshold=") else line
+            "threshold=" + " ".join(repr(_safe(float(t))) for t in line[10:].split()) if line.startswith("threshold=") else line
             for line in lines
         ]
         return cls("\n".join(line for line in made if not line.startswith("tree_sizes=")), task)
@@ -221,6 +225,8 @@ class Linear:
         return cls(medians, means, scales, np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_), task)
 
 
+ZERO = 1e-30
+"""Thresholds of LightGBM are at least so far from zero."""
 CLIP = 5.0
 """Standard deviations from the mean at which the linear model's inputs are cut off."""
 FAMILIES: dict[FamilyName, type[XGBoost] | type[LightGBM] | type[Linear]] = {
@@ -273,10 +279,13 @@ def standardise(matrix: np.ndarray, medians: np.ndarray, means: np.ndarray, scal
     return np.asarray(np.clip((filled - means) / scales, -CLIP, CLIP))
 
 
-def _below(threshold: float) -> np.float32:
-    """The largest float32 that is not above `threshold`."""
+def _safe(threshold: float) -> float:
+    """A quarter of the way from the largest float32 that is not above `threshold` to the next one."""
+    if abs(threshold) < ZERO:
+        threshold = math.copysign(ZERO, threshold)
     near = np.float32(threshold)
-    return near if float(near) <= threshold else np.nextafter(near, np.float32(-np.inf))
+    below = near if float(near) <= threshold else np.nextafter(near, np.float32(-np.inf))
+    return float(below) + (float(np.nextafter(below, np.float32(np.inf))) - float(below)) / 4
 
 
 def _lightgbm() -> Any:

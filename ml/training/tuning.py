@@ -25,15 +25,16 @@ from ml.errors import NotFoundError
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-@dataclass(frozen=True)
-class Winner:
-    """The best trial of a study. `log_loss` is the mean over the validation folds."""
+class Winner(Ref):
+    """The best trial of a study. `loss` is the mean over the validation folds."""
 
+    recipe: Recipe
+    rounds: int
+    loss: float
     trial: int
     trials: int
-    params: dict[str, float]
-    rounds: int
-    log_loss: float
+    reason: str
+    convergence: list[dict[str, Any]]
 
 
 def storage(study: str) -> BaseStorage:
