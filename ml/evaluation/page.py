@@ -35,7 +35,7 @@ METRICS = {
     "r2": ("R²", "higher"),
     "positives": ("share of positives", ""),
 }
-"""Label of a metric and the direction that is better; a metric that is not here is shown under its own name, without direction."""
+"""Label of a metric and the direction that is better; an unknown metric is shown under its own name, without direction."""
 
 HEADLINES = {
     "binary": ("log_loss", "auc", "calibration_error"),
@@ -130,7 +130,7 @@ def render(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> bytes:
 
 
 def card(report: Mapping[str, Any]) -> str:
-    """The registry's description: Markdown of fewer than `CARD_LIMIT` characters; free text is escaped, and cut where it is too long."""
+    """The registry's description: Markdown of fewer than `CARD_LIMIT` characters; free text is escaped, and cut if too long."""
     known = _known(report)
     for longest in (500, 300, 150, 60):
         text = _card(known, longest)

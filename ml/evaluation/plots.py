@@ -67,7 +67,7 @@ def forest(rows: Sequence[Mapping[str, Any]], margin: float | None = None) -> by
     """PNG: each slice's difference of loss to the champion with its interval, worst on top; right of zero is worse.
 
     Args:
-        rows: the report's slices (slice, n, difference {mean, low, high}, verdict); slices without a finite interval are left out.
+        rows: the report's slices (slice, n, difference {mean, low, high}, verdict); those without a finite interval are left out.
         margin: the difference that is still allowed, drawn as a dashed line.
 
     Raises:
@@ -122,8 +122,8 @@ def convergence(points: Sequence[Mapping[str, Any]]) -> bytes:
     """PNG: loss of each trial in the order of the slots, and the best so far.
 
     Args:
-        points: {slot, loss, best, cpu_seconds, state, family}; loss is None where a trial failed (it has no dot). Trials that were
-            not completed (e.g. pruned) are hollow.
+        points: {slot, loss, best, cpu_seconds, state, family}; loss is None where a trial failed (it has no dot). Trials that
+            were not completed (e.g. pruned) are hollow.
     """
     figure, (axes,) = _figure(8, 3.8)
     ordered = sorted(points, key=lambda point: point["slot"])
