@@ -216,7 +216,9 @@ def _scores(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             cells.append(
                 {
                     "text": _fixed(values[name], decimals) if name in values else "–",
-                    "interval": " to ".join(_fixed(bound, decimals or 1) for bound in bounds) if whole else "",
+                    "interval": ("–" if whole and min(bounds) >= 0 else " to ").join(_fixed(b, decimals or 1) for b in bounds)
+                    if whole
+                    else "",
                     "best": best is not None and values.get(name) == best,
                 }
             )

@@ -90,8 +90,7 @@ def forest(rows: Sequence[Mapping[str, Any]], margin: float | None = None) -> by
     axes.set_yticks(range(len(shown)), [_short(f"{row['slice']}  ({row['n']:,})") for row in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    left_out = f" ({len(rows) - len(shown)} of {len(rows)} left out)" if len(shown) < len(rows) else ""
-    axes.set(xlabel="loss minus the champion's (right: worse)", title=f"Slices{left_out}")
+    axes.set(xlabel="loss minus the champion's (right: worse)", title=f"Slices: {len(shown)} of {len(rows)}, worst on top")
     return _png(figure)
 
 
@@ -114,7 +113,7 @@ def importance(names: Sequence[str], values: Sequence[float], champion_values: S
     axes.set_yticks(places, [_short(names[i]) for i in order])
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="mean |contribution|", title="What the answers rest on")
+    axes.set(xlabel="mean |contribution|", title="Importance")
     return _png(figure)
 
 
@@ -162,7 +161,7 @@ def curves(y_true: np.ndarray, answers: Mapping[str, np.ndarray]) -> bytes:
     """
     if len(np.unique(y_true)) != 2:
         raise NotEnoughDataError(f"{len(y_true):,} rows of one class only have no ROC curve", "leave this picture out")
-    figure, (left, right) = _figure(9.6, 4.6, columns=2)
+    figure, (left, right) = _figure(9.6, 5.4, columns=2)  # beside a square picture of the same height
     left.plot([0, 1], [0, 1], color=LINE, linewidth=1, zorder=1)
     right.axhline(float(np.mean(y_true)), color=LINE, linewidth=1, zorder=1)
     for name, y_proba, style in _styled(answers):

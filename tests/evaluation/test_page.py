@@ -169,7 +169,7 @@ def test_page__whole_report(pictures: dict[str, bytes]) -> None:
     assert [attrs["src"][:22] for attrs in read.all("img")] == ["data:image/png;base64,"] * 6
     assert all(len(attrs["alt"] or "") > 20 for attrs in read.all("img"))
     assert len(read.all("h1")) == 1 and len(read.all("table")) == len(read.all("caption"))
-    for shown in ("Keep the champion", "12,795", "0.7123", "0.7019 to 0.7226", "−0.0043", "98.33 %", "5f0a9bb1c2d3e4f5061728394a5b6c7d.dir", "max_depth 5, learning_rate 0.0813", "Weather is observed, not forecast."):  # fmt: skip
+    for shown in ("Keep the champion", "12,795", "0.7123", "0.7019–0.7226", "−0.0043", "98.33 %", "5f0a9bb1c2d3e4f5061728394a5b6c7d.dir", "max_depth 5, learning_rate 0.0813", "Weather is observed, not forecast."):  # fmt: skip
         assert shown in read.text, shown
     assert not any(sentence in read.text for sentence in page.MISSING.values())
 
@@ -276,7 +276,7 @@ def test_page__other_tasks(task: str, scores: dict[str, float], shown: list[str]
 def test_card__whole_report() -> None:
     text = page.card(REPORT)
     assert len(text) < page.CARD_LIMIT
-    assert "| ROC-AUC (higher is better) | 0.7123 (0.7019 to 0.7226) | 0.7051 (0.6946 to 0.7155) |" in text
+    assert "| ROC-AUC (higher is better) | 0.7123 (0.7019–0.7226) | 0.7051 (0.6946–0.7155) |" in text
     for shown in ("**Keep the champion.**", "the weekly refresh is due", "5f0a9bb1c2d3e4f5061728394a5b6c7d.dir", "2013-01-08..2013-04-03", "Cancelled flights"):  # fmt: skip
         assert shown in text, shown
 
