@@ -18,6 +18,7 @@ from ml.errors import NotEnoughDataError
 matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, RED, GREEN, INK, LINE = "#2458a6", "#c2621b", "#b3261e", "#2e7d4f", "#30343b", "#c9cdd3"
 OWN_COLOURS = {"candidate": BLUE, "champion": ORANGE}
@@ -145,7 +146,7 @@ def convergence(points: Sequence[Mapping[str, Any]]) -> bytes:
     axes.step([p["slot"] for p in best], [p["best"] for p in best], where="post", color=INK, linewidth=1.2, label="best so far")
     seconds = sum(p.get("cpu_seconds") or 0.0 for p in ordered)
     axes.set(xlabel="trial", ylabel="validation loss", title=f"Search: {len(ordered)} trials, {seconds:,.0f} CPU seconds")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return _png(figure)
 
@@ -187,7 +188,7 @@ def residuals(y_true: np.ndarray, answers: Mapping[str, np.ndarray], bins: int =
     figure, (left, right) = _figure(9.6, 4.4, columns=2)
     spread = np.concatenate([y_true - answer for answer in answers.values()])
     low, high = np.quantile(spread, [0.005, 0.995])
-    edges = np.linspace(low, high if high > low else low + 1, 61)
+    edges = np.linspace(low, high if high > low else low + 1, 61).tolist()
     for place, (name, answer, style) in enumerate(_styled(answers)):
         error = y_true - answer
         parts = np.array_split(np.argsort(answer, kind="stable"), min(bins, len(y_true)))
