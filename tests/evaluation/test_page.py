@@ -291,6 +291,15 @@ def test_card__hostile_and_endless_strings() -> None:
     assert "<" not in text and not re.search(r"(?<!\\)\[", text)
 
 
+def test_card__cuts_no_more_than_it_must() -> None:
+    long = "word " * 200
+    about = {"intended_use": long, "limits": [long] * 5, "owner": "o"}
+    text = page.card(REPORT | {"card": about})
+    assert len(text) < page.CARD_LIMIT and "word " * 50 in text
+    text = page.card(hostile(REPORT) | {"task": "binary", "title": "<" * 9000, "lineage": dict.fromkeys(page.LINEAGE, "<" * 9000), "card": dict.fromkeys(about, "<" * 9000) | {"limits": ["<" * 9000] * 9}})  # fmt: skip
+    assert len(text) < page.CARD_LIMIT and "ROC-AUC" in text
+
+
 def test_card__bare_report() -> None:
     text = page.card({})
     for section in ("decision", "overall", "lineage", "card"):
