@@ -56,7 +56,7 @@ PICTURES = {
 """Section and alternative text of each picture, in the order of the page."""
 
 MISSING = {
-    "decision": "No gate has judged this candidate.",
+    "decision": "The report holds no decision of a gate.",
     "overall": "Not measured: the report holds no metrics.",
     "champion": "There is no champion in this report, so the candidate stands beside the baselines only.",
     "comparisons": "Not measured. The candidate is compared when another model answered the same rows.",
@@ -67,9 +67,9 @@ MISSING = {
     "classes": "Not measured. Figures by class belong to classification.",
     "fairness": "Not measured. Groups are compared when params.yaml names an attribute under gates.fairness.",
     "explanations": "Not measured: the report holds no contributions.",
-    "tuning": "The report holds no search: this run used parameters that were there before.",
+    "tuning": "The report holds no search for parameters.",
     "lineage": "The report does not record where this model comes from.",
-    "card": "Nobody has written down intended use and limits.",
+    "card": "The report holds no intended use and no limits.",
 }
 
 LINEAGE = {
