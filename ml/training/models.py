@@ -107,7 +107,7 @@ class LightGBM:
 
     @cached_property
     def booster(self) -> Any:
-        return _lightgbm().Booster(model_str=self.text)
+        return lightgbm_module().Booster(model_str=self.text)
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         return np.asarray(self.booster.predict(matrix), dtype=np.float64)
@@ -154,7 +154,7 @@ class LightGBM:
 
     @classmethod
     def fit(cls, X: np.ndarray, y_true: np.ndarray, settings: Settings, rounds: int, task: Task) -> Self:
-        lightgbm = _lightgbm()
+        lightgbm = lightgbm_module()
         dataset = lightgbm.Dataset(X, y_true, params={"max_bin": settings.get("max_bin", 255), "verbosity": -1})
         return cls.of(lightgbm.train(dict(settings), dataset, rounds), task)
 
@@ -279,7 +279,7 @@ def _below(threshold: float) -> np.float32:
     return near if float(near) <= threshold else np.nextafter(near, np.float32(-np.inf))
 
 
-def _lightgbm() -> Any:
+def lightgbm_module() -> Any:
     try:
         import lightgbm
     except ModuleNotFoundError:
