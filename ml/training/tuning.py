@@ -224,8 +224,8 @@ class Board:
         for t in trials:
             if t.state != TrialState.RUNNING or t.user_attrs["slot"] != number:
                 continue
-            back = t.user_attrs["worker"] == self.worker and t._trial_id not in self.mine  # this worker was killed, and is back
-            if not back and time.time() - t.user_attrs["claimed"] <= patience:
+            mine, back = t._trial_id in self.mine, t.user_attrs["worker"] == self.worker  # back: it was killed, and started again
+            if mine or (not back and time.time() - t.user_attrs["claimed"] <= patience):
                 return t._trial_id
             try:
                 self.shared.set_trial_state_values(t._trial_id, TrialState.FAIL)
