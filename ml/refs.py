@@ -12,6 +12,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from ml.config import FamilyName
+
 
 class Ref(BaseModel):
     """Base of all references: immutable, strict, JSON both ways.
@@ -90,6 +92,13 @@ class SnapshotRef(Ref):
     last_day: date
 
 
+class Recipe(Ref):
+    """What a search chooses: a model family and its settings."""
+
+    family: FamilyName
+    params: dict[str, float]
+
+
 class TrainPlan(Ref):
     """What one training run will do, and why; everything else follows from it."""
 
@@ -106,7 +115,13 @@ class TrainPlan(Ref):
     """Pairs (fit, validation) inside `train`, oldest first; a gap of the embargo lies between the two."""
     champion_version: str | None
     champion_digest: str | None
-    champion_params: dict[str, float] | None
+    champion_recipe: Recipe | None
+    warm: list[Recipe]
+    """Recipes that the search tries first: those of the champion and of the last models."""
+    holdout_uses: int
+    """How many models were judged before on the most used day of the holdout."""
+    used_by: list[str]
+    """Which."""
 
 
 class FeatureSetRef(Ref):
@@ -127,7 +142,8 @@ class ModelRef(Ref):
 
     digest: str
     artifacts: str
-    """Digest of the archive with graph, booster, baseline, reference profile and metadata."""
+    """Digest of the archive with graph, members, baselines, reference profile and metadata."""
+    recipe: Recipe
     rounds: int
     train: Window
     seconds: float
@@ -163,8 +179,18 @@ class EvaluationRef(Ref):
 
     decision: Decision
     report: str
-    """Digest of the stored report (metrics, per-day figures, plots' data)."""
+    """Digest of the stored archive: report.json and pictures."""
     metrics: dict[str, float]
+
+
+class ShippedRef(Ref):
+    """The model that would be released: the judged one, or its refit on all matured days."""
+
+    model: ModelRef
+    twin: str
+    """Artifacts of the judged model."""
+    decision: Decision
+    """Verdict ``refitted``, ``judged`` (ships as it was judged) or ``differs``."""
 
 
 class BundleRef(Ref):

@@ -1,24 +1,26 @@
-"""Climatology: the label's rate by a few features. The simplest baseline, and the service's last resort."""
+"""Climatology: the label's mean by a few features. The simplest baseline, and the service's last resort."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 
-from pydantic import Field
-
 from ml.features.definitions import Value
 from ml.refs import Ref
+
+
+Rate = float | list[float]
+"""The label's mean (for 0/1 labels the rate of 1), or for a multiclass label the share of each class."""
 
 
 class Climatology(Ref):
     """Rates of the label by the features `by`; a group that was never seen gets the overall rate."""
 
     by: list[str]
-    rates: dict[str, float]
-    overall: float = Field(ge=0, le=1)
+    rates: dict[str, Rate]
+    overall: Rate
 
-    def rate(self, features: Mapping[str, Value]) -> float:
+    def rate(self, features: Mapping[str, Value]) -> Rate:
         """The rate of the row's group.
 
         >>> table = Climatology(by=["origin", "hour"], rates={"EWR|7": 0.21}, overall=0.22)

@@ -12,12 +12,15 @@ from ml.features.definitions import Feature
 
 SMOOTHING = 50.0
 """Rows of the overall rate that are added to each category (additive smoothing)."""
+LARGEST = np.finfo(np.float32).max
 
 
 class Encoding(BaseModel):
     """How features become columns, in this order: numeric as they are, cyclic as (sine, cosine), text as the smoothed label rate.
 
-    `numeric` and `text` are the graph's inputs in order; a feature with a period in `periods` is cyclic.
+    `numeric` and `text` are the graph's inputs in order; a feature with a period in `periods` is cyclic. Text becomes one column: the
+    mean of the label; or, for a multiclass label, one for each class. `rates` has an entry per such column, `priors` what unknown
+    and missing text gets: one number, or one for each class.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,38 +29,52 @@ class Encoding(BaseModel):
     text: list[str]
     periods: dict[str, int]
     rates: dict[str, dict[str, float]]
-    prior: float
+    priors: list[float]
 
     @property
     def columns(self) -> list[str]:
         made = []
         for name in self.numeric:
             made += [f"{name}_sin", f"{name}_cos"] if name in self.periods else [name]
-        return made + self.text
+        return made + [column for name in self.text for column in self.text_columns(name)]
+
+    @property
+    def origins(self) -> list[str]:
+        """The feature that each column is made from."""
+        made = []
+        for name in self.numeric:
+            made += [name, name] if name in self.periods else [name]
+        return made + [name for name in self.text for _ in self.priors]
+
+    def text_columns(self, name: str) -> list[str]:
+        """The columns of a text feature, in the order of `priors`."""
+        return [name] if len(self.priors) == 1 else [f"{name}_{k}" for k in range(len(self.priors))]
 
 
-def fit_encoding(features: Sequence[Feature], X: pd.DataFrame, y_true: np.ndarray) -> Encoding:
-    """Learns the label rate of each category.
+def fit_encoding(features: Sequence[Feature], X: pd.DataFrame, y_true: np.ndarray, classes: int = 0) -> Encoding:
+    """Learns the label's mean in each category.
 
     Args:
         features: the declared features.
         X: one column per feature, shape (n, features).
-        y_true: labels 0/1, shape (n,), no NaN.
+        y_true: labels, shape (n,), no NaN.
+        classes: of a multiclass label 0 … classes-1; then the share of each class is learned instead.
     """
-    prior = float(np.float32(y_true.mean()))
-    text = [f.name for f in features if f.kind == "text"]
-    rates = {}
-    for name in text:
-        grouped = pd.Series(y_true).groupby(X[name].to_numpy()).agg(["sum", "count"])  # missing text is no category
-        smoothed = (grouped["sum"] + SMOOTHING * prior) / (grouped["count"] + SMOOTHING)
-        rates[name] = {str(category): float(np.float32(rate)) for category, rate in smoothed.items()}
-    return Encoding(
+    targets = [y_true == k for k in range(classes)] if classes else [y_true]
+    encoding = Encoding(
         numeric=[f.name for f in features if f.kind != "text"],
-        text=text,
+        text=[f.name for f in features if f.kind == "text"],
         periods={f.name: f.period for f in features if f.kind == "cyclic"},
-        rates=rates,
-        prior=prior,
+        rates={},
+        priors=[float(np.float32(target.mean())) for target in targets],
     )
+    rates = {}
+    for name in encoding.text:
+        for column, target, prior in zip(encoding.text_columns(name), targets, encoding.priors, strict=True):
+            grouped = pd.Series(target).groupby(X[name].to_numpy()).agg(["sum", "count"])  # missing text is no category
+            smoothed = (grouped["sum"] + SMOOTHING * prior) / (grouped["count"] + SMOOTHING)
+            rates[column] = {str(category): float(np.float32(rate)) for category, rate in smoothed.items()}
+    return encoding.model_copy(update={"rates": rates})
 
 
 def cycle(period: int) -> np.ndarray:
@@ -67,14 +84,15 @@ def cycle(period: int) -> np.ndarray:
 
 
 def encode(encoding: Encoding, X: pd.DataFrame) -> np.ndarray:
-    """float32, shape (n, len(encoding.columns)). Missing numbers stay NaN; unknown or missing text becomes the overall rate."""
+    """float32, shape (n, len(encoding.columns)). Missing numbers stay NaN; infinite ones become the largest float32; unknown or missing text becomes the prior."""
     columns = []
     for name in encoding.numeric:
         values = X[name].to_numpy(np.float32)
         if name in encoding.periods:
             columns += list(cycle(encoding.periods[name])[values.astype(np.int64)].T)
         else:
-            columns.append(values)
+            columns.append(np.clip(values, -LARGEST, LARGEST))  # XGBoost refuses infinities; trees and clipped scales treat both alike
     for name in encoding.text:
-        columns.append(X[name].map(encoding.rates[name]).fillna(encoding.prior).to_numpy(np.float32))
+        for column, prior in zip(encoding.text_columns(name), encoding.priors, strict=True):
+            columns.append(X[name].map(encoding.rates[column]).fillna(prior).to_numpy(np.float32))
     return np.stack(columns, axis=1) if columns else np.empty((len(X), 0), np.float32)

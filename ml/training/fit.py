@@ -1,32 +1,74 @@
-"""The model of one training run: what the search chose, fitted on the whole train window, and the simple models beside it."""
+"""The model of one training run: a recipe fitted on the rows of a window, and the simple models beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
-import xgboost as xgb
 
 from ml.config import Params
 from ml.errors import NotEnoughDataError
 from ml.features.definitions import Feature
-from ml.refs import Window
-from ml.training import baseline, booster
+from ml.refs import Recipe, Ref, Window
+from ml.training import baseline
 from ml.training.climatology import Climatology
 from ml.training.encoding import Encoding, encode, fit_encoding
-from ml.training.tuning import Winner
+from ml.training.models import FAMILIES, Linear, Model, settings_of
+
+
+class Learned(Ref):
+    """The rows that a model has really seen: first and last event time, and how many."""
+
+    first: datetime
+    last: datetime
+    rows: int
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Everything that `fit_model` learned."""
+    """Everything that `fit_model` learned. The answer is the mean of the members', of which there is one unless `train.ensemble`."""
 
-    booster: xgb.Booster
+    members: tuple[Model, ...]
     encoding: Encoding
     climatology: Climatology
-    logistic: baseline.Logistic
+    linear: Linear
+    learned: Learned
+
+    def predict(self, X: pd.DataFrame) -> np.ndarray:
+        """Answers to feature rows, shape (n,) or (n, classes)."""
+        return self.answer(encode(self.encoding, X))
+
+    def answer(self, matrix: np.ndarray) -> np.ndarray:
+        """Answers to an encoded matrix."""
+        return np.asarray(np.mean([member.predict(matrix) for member in self.members], axis=0))
+
+    def contributions(self, X: pd.DataFrame) -> pd.DataFrame:
+        """Share of each feature in the margin (log-odds; the number itself for regression), one column per feature and ``base``.
+
+        Shape (n, features + 1); for a multiclass task the margin is that of the likeliest class less the others' mean. Members are
+        averaged; columns of one feature are added up.
+        """
+        matrix = encode(self.encoding, X)
+        found = np.mean([member.contributions(matrix) for member in self.members], axis=0)
+        if found.ndim == 3:
+            likeliest = self.answer(matrix).argmax(axis=1)
+            found = found[np.arange(len(found)), likeliest] - found.mean(axis=1)
+        names = [*self.encoding.origins, "base"]
+        return pd.DataFrame(found, columns=names, index=X.index).T.groupby(level=0, sort=False).sum().T
+
+    @cached_property
+    def unused(self) -> list[str]:
+        """Features that no member asks about, in the order of the encoding's inputs."""
+        asked = {self.encoding.origins[column] for member in self.members for column in member.used()}
+        return [name for name in [*self.encoding.numeric, *self.encoding.text] if name not in asked]
+
+    @property
+    def leaves(self) -> int:
+        return sum(member.leaves for member in self.members)
 
 
 def labelled(table: pd.DataFrame, window: Window) -> pd.DataFrame:
@@ -35,60 +77,58 @@ def labelled(table: pd.DataFrame, window: Window) -> pd.DataFrame:
     return table[inside & table["label"].notna()]
 
 
-def fold_objective(
-    table: pd.DataFrame, folds: Sequence[tuple[Window, Window]], features: Sequence[Feature], params: Params
-) -> Callable[[Mapping[str, float]], tuple[float, int]]:
-    """Builds each fold's matrices once; the returned function gives (mean validation log-loss, median rounds) of some
-    settings.
-    """
-    built = []
-    for fit_window, validation_window in folds:
-        fit_rows = labelled(table, fit_window).tail(params.tune.rows)
-        validation = labelled(table, validation_window)
-        _enough(len(fit_rows), min(params.train.min_rows, params.tune.rows), f"fold {fit_window}")
-        _enough(len(validation), 1, f"validation fold {validation_window}")
-        y_fit, y_validation = fit_rows["label"].to_numpy(), validation["label"].to_numpy()
-        encoding = fit_encoding(features, fit_rows, y_fit)
-        built.append(
-            booster.Fold.build(encode(encoding, fit_rows), y_fit, encode(encoding, validation), y_validation, params.train)
-        )
-    integers = {name for name, d in params.tune.space.items() if d.int}
-
-    def objective(chosen: Mapping[str, float]) -> tuple[float, int]:
-        # Each worker is a task of its own, so one thread each; the number is fixed, as sums in another order differ.
-        parameters = booster.settings(params.train, chosen, integers, threads=1)
-        outcomes = [booster.fit_stopped(fold, parameters, params.train) for fold in built]
-        return float(np.mean([loss for loss, _ in outcomes])), int(np.median([rounds for _, rounds in outcomes]))
-
-    return objective
-
-
-def fit_model(table: pd.DataFrame, window: Window, features: Sequence[Feature], params: Params, winner: Winner) -> Fitted:
-    """Fits the winner's settings and rounds, climatology and logistic regression on the same rows.
+def fit_model(
+    table: pd.DataFrame, window: Window, features: Sequence[Feature], params: Params, recipe: Recipe, rounds: int
+) -> Fitted:
+    """Fits a recipe, climatology and the linear model on the same rows.
 
     Raises:
-        NotEnoughDataError: fewer labelled rows than `train.min_rows`, or only one class among them.
+        NotEnoughDataError: fewer labelled rows than `train.min_rows`, or labels that do not vary.
     """
     rows = labelled(table, window)
-    _enough(len(rows), params.train.min_rows, f"train window {window}")
-    y_true = rows["label"].to_numpy()
+    enough(len(rows), params.train.min_rows, f"train window {window}")
+    y_true, problem = rows["label"].to_numpy(), params.problem
     if len(np.unique(y_true)) < 2:
         raise NotEnoughDataError(
             f"all {len(rows):,} labels of {window} are {y_true[0]:g}", "check problem.label, or widen train.window_days"
         )
-    encoding = fit_encoding(features, rows, y_true)
+    check_labels(y_true, params)
+    encoding = fit_encoding(features, rows, y_true, len(problem.classes))
     matrix = encode(encoding, rows)
+    linear = Linear.fit(matrix, y_true, {"seed": params.train.seed}, 0, problem.task)
     integers = {name for name, d in params.tune.space.items() if d.int}
-    parameters = booster.settings(params.train, winner.params, integers, params.train.threads)
+    members: list[Model] = []
+    for i in range(1 if recipe.family == "linear" else params.train.ensemble):
+        settings = settings_of(recipe.family, problem.task, len(problem.classes), params.train, recipe.params, integers,
+                               params.train.threads, params.train.seed + i)  # fmt: skip
+        members.append(FAMILIES[recipe.family].fit(matrix, y_true, settings, rounds, problem.task))
+    times = rows["event_time"]
     return Fitted(
-        booster=booster.fit_rounds(matrix, y_true, parameters, winner.rounds),
+        members=tuple(members),
         encoding=encoding,
-        climatology=baseline.fit_climatology(params.baseline.climatology, rows, y_true),
-        logistic=baseline.fit_logistic(matrix, y_true, params.train.seed),
+        climatology=baseline.fit_climatology(params.baseline.climatology, rows, y_true, len(problem.classes)),
+        linear=linear,
+        learned=Learned(first=times.min().to_pydatetime(), last=times.max().to_pydatetime(), rows=len(rows)),
     )
 
 
-def _enough(found: int, wanted: int, where: str) -> None:
+def check_labels(y_true: np.ndarray, params: Params) -> None:
+    """Labels must be what the task says.
+
+    Raises:
+        NotEnoughDataError: a label is none of the task's; it is named.
+    """
+    task, classes = params.problem.task, params.problem.classes
+    allowed = {"binary": np.arange(2), "multiclass": np.arange(len(classes))}.get(task)
+    if allowed is not None and len(wrong := y_true[~np.isin(y_true, allowed)]):
+        raise NotEnoughDataError(
+            f"task {task}: {len(wrong):,} labels are none of {allowed.tolist()}, e.g. {wrong[0]:g}",
+            "change problem.label, or problem.task and problem.classes",
+        )
+
+
+def enough(found: int, wanted: int, where: str) -> None:
+    """Raises NotEnoughDataError when fewer rows than wanted were found."""
     if found < wanted:
         raise NotEnoughDataError(
             f"{where} has {found:,} labelled rows, at least {wanted:,} are wanted",

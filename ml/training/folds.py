@@ -15,26 +15,16 @@ import numpy as np
 import pandas as pd
 import xgboost as xgb
 
-from ml.config import FamilyName, Params, Task
-from ml.errors import NotEnoughDataError
+from ml.config import Params
 from ml.features.definitions import Feature
-from ml.refs import Window
+from ml.metrics import losses
+from ml.refs import Recipe, Window
 from ml.training.encoding import encode, fit_encoding
+from ml.training.fit import enough, labelled
 from ml.training.models import Linear, lightgbm_module, settings_of
-
-CLIP = 1e-6
-"""Probabilities are clipped to [CLIP, 1 - CLIP] before a logarithm is taken, as in ml/metrics.py."""
 
 Thresholds = Sequence[Sequence[float]]
 """By fold, by checkpoint: a trial whose best loss until there is above it is stopped. Infinity never stops."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a search chooses: a family of models and its settings."""
-
-    family: FamilyName
-    params: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -42,7 +32,7 @@ class Outcome:
     """What a recipe did on the folds.
 
     `loss` is the mean over all validation rows, None when pruned; `rounds` the median of the folds' best. `days` gives (sum of
-    losses, rows) of each validation day. `curves` holds, by fold, the best loss until each checkpoint; the last is the fold's end.
+    losses, rows) of each validation day. `curves` holds, by fold, the best loss until each checkpoint and at the fold's end.
     """
 
     loss: float | None
@@ -116,40 +106,10 @@ def build(table: pd.DataFrame, folds: Sequence[tuple[Window, Window]], features:
         enough(len(fit_rows), min(params.train.min_rows, params.tune.rows), f"fold {fit_window}")
         enough(len(validation), 1, f"validation fold {validation_window}")
         y_fit, y_validation = fit_rows["label"].to_numpy(), validation["label"].to_numpy()
-        encoding = fit_encoding(features, fit_rows, y_fit)
+        encoding = fit_encoding(features, fit_rows, y_fit, len(params.problem.classes))
         days = validation["event_time"].dt.date.astype(str).to_numpy()
         built.append(Fold(encode(encoding, fit_rows), y_fit, encode(encoding, validation), y_validation, days, params))
     return Folds(built, params)
-
-
-def labelled(table: pd.DataFrame, window: Window) -> pd.DataFrame:
-    """Rows of the window's days that have a label, in their order."""
-    inside = (table["event_time"] >= pd.Timestamp(window.start)) & (table["event_time"] < pd.Timestamp(window.end))
-    return table[inside & table["label"].notna()]
-
-
-def enough(found: int, wanted: int, where: str) -> None:
-    """Raises NotEnoughDataError unless there are as many rows as wanted."""
-    if found < wanted:
-        raise NotEnoughDataError(
-            f"{where} has {found:,} labelled rows, at least {wanted:,} are wanted",
-            "land more days before as_of, or lower train.min_rows",
-        )
-
-
-def losses(task: Task, y_true: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Loss of each row, shape (n,): nats for binary and multiclass, squared error for regression.
-
-    Args:
-        answers: probabilities (n,) or (n, classes), or numbers (n,).
-    """
-    if task == "regression":
-        return np.asarray((answers - y_true) ** 2)
-    if task == "multiclass":
-        p = answers[np.arange(len(y_true)), y_true.astype(np.int64)]
-    else:
-        p = np.where(y_true == 1, answers, 1 - answers)
-    return -np.log(np.clip(p, CLIP, 1 - CLIP))
 
 
 class Watch(xgb.callback.TrainingCallback):

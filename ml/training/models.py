@@ -147,7 +147,9 @@ class LightGBM:
         """Rounds each threshold down to a float32: for float32 inputs, ``x <= t`` holds exactly when ``x <= float32_below(t)``."""
         lines = booster.model_to_string().split("\n")
         made = [
-            "threshold=" + " ".join(repr(float(_below(float(t)))) for t in line[10:].split()) if line.startswith("threshold=") else line
+            "threshold=" + " ".join(repr(float(_below(float(t)))) for t in line[10:].split())
+            if line.startswith("threshold=")
+            else line
             for line in lines
         ]
         return cls("\n".join(line for line in made if not line.startswith("tree_sizes=")), task)
@@ -283,5 +285,7 @@ def lightgbm_module() -> Any:
     try:
         import lightgbm
     except ModuleNotFoundError:
-        raise ConfigError("family 'lightgbm' is wanted, and LightGBM is not installed", "pip install 'evergreen[lightgbm]'") from None
+        raise ConfigError(
+            "family 'lightgbm' is wanted, and LightGBM is not installed", "pip install 'evergreen[lightgbm]'"
+        ) from None
     return lightgbm

@@ -1,54 +1,38 @@
 """Tuning: workers share one Optuna study, trials learn from each other, and the winner does not depend on who was faster.
 
-Slots (numbered trials) come in generations: what is already known (the linear model, declared defaults, `warm` recipes), a seeded
-quasi-random sequence, then batches of a seeded TPE sampler built anew from all slots of the generations before. So a slot's recipe,
-its pruning thresholds and its outcome follow from the generations before it, and doing it twice is harmless. Workers claim slots in
-the study by a RUNNING trial; a claim of a dead worker is taken over. See docs/adr/0003.
+Slots (numbered trials) come in generations: what is already known (the linear model, declared defaults, `warm` recipes), a
+seeded quasi-random sequence, then batches of a seeded TPE sampler built anew from all slots of the generations before. So a
+slot's recipe, its pruning thresholds and its outcome follow from the generations before it, and doing it twice is harmless.
+Workers claim slots in the study (ml/training/board.py). See docs/adr/0003.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ml.config import Dimension, FamilyName, Params, settings
+from ml.config import FamilyName, Params
 from ml.errors import NotFoundError
+from ml.refs import Recipe, Ref
 from ml.significance import Interval, paired_sums
-from ml.training.folds import Folds, Outcome, Recipe, Thresholds
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+from ml.training.board import Board, Slot, distributions, spaces
+from ml.training.folds import Folds, Outcome, Thresholds
 
 POLL_SECONDS = 0.2
 """How often a worker without a slot looks whether the others have finished theirs."""
-STALE_SECONDS = 60.0
-"""A claim is a dead worker's when it is older than this and than `STALE_TIMES` the slowest trial yet."""
-STALE_TIMES = 10.0
-FIRST_STALE_SECONDS = 900.0
-"""The same, while no trial has finished from which the time could be known."""
-MEASURED = ("rounds", "cpu_seconds", "seconds", "days", "curves")
-LINEAR = Recipe("linear", {})
+LINEAR = Recipe(family="linear", params={})
 
 
-@dataclass(frozen=True)
-class Winner:
-    """What the study chose. `loss` is the mean over all validation rows; `trial` the slot; `trials` all that finished or were pruned.
+class Winner(Ref):
+    """What the study chose. `loss` is the mean over all validation rows; `trial` the slot; `trials` counts pruned ones, too.
 
-    `convergence` holds by slot: slot, family, state, best (loss until then; None before the first), cpu_seconds (summed until then).
+    `convergence` holds by slot: slot, family, state, best (loss until then) and cpu_seconds (summed until then).
     """
 
     recipe: Recipe
@@ -59,31 +43,8 @@ class Winner:
     reason: str
     convergence: list[dict[str, Any]]
 
-    @classmethod
-    def load(cls, values: Mapping[str, Any]) -> Winner:
-        """The opposite of ``dataclasses.asdict``, also after JSON."""
-        return cls(**{**values, "recipe": Recipe(**values["recipe"])})
-
-
-def storage(study: str) -> BaseStorage:
-    """The shared storage: the URL in EVERGREEN_OPTUNA, or a journal file per study."""
-    url = settings().optuna
-    if url:
-        return RDBStorage(url)
-    path = Path(settings().var) / "studies" / f"{study}.journal"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(path)))
-
 
 # ---- what every slot holds
-
-
-def spaces(params: Params) -> dict[FamilyName, dict[str, Dimension]]:
-    """Families that are searched, with their spaces."""
-    made: dict[FamilyName, dict[str, Dimension]] = {"xgboost": params.tune.space}
-    if params.tune.second:
-        made[params.tune.second] = params.tune.second_space
-    return made
 
 
 def fitted(recipe: Recipe, params: Params) -> Recipe | None:
@@ -94,7 +55,7 @@ def fitted(recipe: Recipe, params: Params) -> Recipe | None:
     if not space or set(recipe.params) != set(space):
         return None
     clipped = {name: min(max(float(recipe.params[name]), d.low), d.high) for name, d in space.items()}
-    return Recipe(recipe.family, {name: float(round(v)) if space[name].int else v for name, v in clipped.items()})
+    return Recipe(family=recipe.family, params={name: float(round(v)) if space[name].int else v for name, v in clipped.items()})
 
 
 def generations(params: Params) -> Iterator[dict[FamilyName, int]]:
@@ -106,7 +67,9 @@ def generations(params: Params) -> Iterator[dict[FamilyName, int]]:
 
 def known(params: Params, warm: Sequence[Recipe]) -> list[Recipe]:
     """The first generation: the linear model, each family's declared defaults, then `warm` without duplicates and misfits."""
-    defaults = [Recipe(family, {n: d.default for n, d in space.items()}) for family, space in spaces(params).items()]
+    defaults = [
+        Recipe(family=family, params={n: d.default for n, d in space.items()}) for family, space in spaces(params).items()
+    ]
     made, left = [LINEAR], _budget(params)
     for recipe in (fitted(each, params) for each in [*defaults, *warm]):
         if recipe is not None and recipe not in made and left[recipe.family] > 0:
@@ -121,7 +84,7 @@ def drawn(family: FamilyName, count: int, before: Sequence[Slot], number: int, p
     TPE (Bergstra et al. 2011, NeurIPS 24), multivariate (Falkner et al. 2018, ICML 35, section 4); points of one batch repel each
     other by counting as bad until they are known.
     """
-    space, seed = _distributions(spaces(params)[family]), params.train.seed + number
+    space, seed = distributions(spaces(params)[family]), params.train.seed + number
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler: optuna.samplers.BaseSampler
@@ -134,7 +97,7 @@ def drawn(family: FamilyName, count: int, before: Sequence[Slot], number: int, p
         study.ask(space)  # a QMC study's first sample comes from elsewhere: it opens the sequence and is thrown away
     else:
         study.add_trials([slot.learned(space) for slot in before if slot.recipe.family == family])
-    return [Recipe(family, {n: float(v) for n, v in study.ask(space).params.items()}) for _ in range(count)]
+    return [Recipe(family=family, params={n: float(v) for n, v in study.ask(space).params.items()}) for _ in range(count)]
 
 
 def thresholds(family: FamilyName, before: Sequence[Slot], params: Params) -> Thresholds:
@@ -150,91 +113,7 @@ def thresholds(family: FamilyName, before: Sequence[Slot], params: Params) -> Th
     return [np.quantile([curve[k] for curve in curves], params.tune.prune, axis=0).tolist() for k in folds]
 
 
-# ---- the study
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A slot that is done."""
-
-    number: int
-    recipe: Recipe
-    outcome: Outcome
-
-    def learned(self, space: dict[str, BaseDistribution]) -> FrozenTrial:
-        """As a trial that TPE learns from; a pruned one by how far it came and its loss there."""
-        values = {n: int(v) if isinstance(space[n], IntDistribution) else v for n, v in self.recipe.params.items()}
-        seen = dict(enumerate(itertools.chain.from_iterable(self.outcome.curves)))
-        state = TrialState.PRUNED if self.outcome.loss is None else TrialState.COMPLETE
-        return create_trial(state=state, value=self.outcome.loss, params=values, distributions=space, intermediate_values=seen)
-
-
-class Board:
-    """The shared study as a board of slots that are claimed and done."""
-
-    def __init__(self, study: str, worker: int, params: Params) -> None:
-        self.shared, self.worker, self.params = storage(study), worker, params
-        try:
-            self.study = self.shared.create_new_study([StudyDirection.MINIMIZE], study)
-        except DuplicatedStudyError:  # another worker was first
-            self.study = self.shared.get_study_id_from_name(study)
-        self.mine: set[int] = set()
-
-    def done(self) -> dict[int, Slot]:
-        """Slots that are done. One done twice counts as the first that ended, so that all workers see the same."""
-        ended = [t for t in self._trials() if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        ended.sort(key=lambda t: (t.datetime_complete, t.number), reverse=True)
-        return {t.user_attrs["slot"]: _slot(t) for t in ended}
-
-    def claim(self, number: int, recipe: Recipe) -> int | None:
-        """The id of a RUNNING trial for the slot; None if another worker is at it."""
-        if self._holder(number) is not None:
-            return None
-        attrs = {"slot": number, "family": recipe.family, "worker": self.worker, "claimed": time.time()}
-        distributions = _distributions(spaces(self.params).get(recipe.family, {}))
-        trial = self.shared.create_new_trial(self.study, _trial(recipe, distributions, TrialState.RUNNING, attrs))
-        self.mine.add(trial)
-        if self._holder(number) == trial:
-            return trial
-        self.shared.set_trial_state_values(trial, TrialState.FAIL)  # two claimed at once: the lower number has it
-        return None
-
-    def finish(self, trial: int, outcome: Outcome, seconds: float) -> None:
-        """Writes what the trial found. If others gave this worker up meanwhile, it is kept as a trial of its own."""
-        found = {**outcome.__dict__, "seconds": seconds}
-        state = TrialState.PRUNED if outcome.loss is None else TrialState.COMPLETE
-        values = None if outcome.loss is None else [outcome.loss]
-        try:
-            for name in MEASURED:
-                self.shared.set_trial_user_attr(trial, name, found[name])
-            self.shared.set_trial_state_values(trial, state, values)
-        except UpdateFinishedTrialError:
-            claim = self.shared.get_trial(trial)
-            attrs = {**claim.user_attrs, **{name: found[name] for name in MEASURED}}
-            self.shared.create_new_trial(
-                self.study,
-                create_trial(state=state, values=values, params=claim.params, distributions=claim.distributions, user_attrs=attrs),
-            )
-
-    def _holder(self, number: int) -> int | None:
-        """The trial that has claimed the slot; claims of the dead are closed on the way."""
-        trials = self._trials()
-        slowest = max((t.user_attrs["seconds"] for t in trials if "seconds" in t.user_attrs), default=None)
-        patience = FIRST_STALE_SECONDS if slowest is None else max(STALE_SECONDS, STALE_TIMES * slowest)
-        for t in trials:
-            if t.state != TrialState.RUNNING or t.user_attrs["slot"] != number:
-                continue
-            mine, back = t._trial_id in self.mine, t.user_attrs["worker"] == self.worker  # back: it was killed, and started again
-            if mine or (not back and time.time() - t.user_attrs["claimed"] <= patience):
-                return t._trial_id
-            try:
-                self.shared.set_trial_state_values(t._trial_id, TrialState.FAIL)
-            except UpdateFinishedTrialError:  # it ended at this moment, which is as good
-                continue
-        return None
-
-    def _trials(self) -> list[FrozenTrial]:
-        return self.shared.get_all_trials(self.study, deepcopy=False)
+# ---- the work
 
 
 def run_worker(study: str, share: tuple[int, int], params: Params, warm: Sequence[Recipe], folds: Folds) -> int:
@@ -302,8 +181,8 @@ def _first_claimed(board: Board, missing: Sequence[int], wanted: Mapping[int, Re
 def winner(study: str, params: Params, champion: Recipe | None) -> Winner:
     """The recipe to fit: the incumbent's, unless another is better beyond noise on the validation days.
 
-    The incumbent is the champion's recipe if it is in the study, or else the linear model. The best of a second family must in turn
-    beat the recipe that was chosen so far.
+    The incumbent is the champion's recipe if it is in the study, or else the linear model. The best of a second family must in
+    turn beat the recipe that was chosen so far.
 
     Raises:
         NotFoundError: the study does not hold the incumbent's finished trial.
@@ -334,7 +213,15 @@ def winner(study: str, params: Params, champion: Recipe | None) -> Winner:
             said.append(f"{beside} stays: {_name(rival)} is not better beyond noise, loss {figures}")
     reason = "; ".join(said) or f"{named} stays: nothing else finished"
     outcome = chosen.outcome
-    return Winner(chosen.recipe, outcome.rounds, float(outcome.loss or 0), chosen.number, len(slots), reason, convergence(slots))
+    return Winner(
+        recipe=chosen.recipe,
+        rounds=outcome.rounds,
+        loss=float(outcome.loss or 0),
+        trial=chosen.number,
+        trials=len(slots),
+        reason=reason,
+        convergence=convergence(slots),
+    )
 
 
 def compared(first: Outcome, second: Outcome, params: Params) -> Interval:
@@ -371,27 +258,8 @@ def _budget(params: Params) -> dict[FamilyName, int]:
     return {"linear": 1, "xgboost": params.tune.trials, "lightgbm": params.tune.second_trials}
 
 
-def _distributions(space: Mapping[str, Dimension]) -> dict[str, BaseDistribution]:
-    return {
-        name: IntDistribution(int(d.low), int(d.high), log=d.log) if d.int else FloatDistribution(d.low, d.high, log=d.log)
-        for name, d in space.items()
-    }
-
-
-def _trial(
-    recipe: Recipe, distributions: dict[str, BaseDistribution], state: TrialState, attrs: dict[str, Any]
-) -> FrozenTrial:
-    values = {n: int(v) if isinstance(distributions[n], IntDistribution) else v for n, v in recipe.params.items()}
-    return create_trial(state=state, params=values, distributions=distributions, user_attrs=attrs)
-
-
-def _slot(trial: FrozenTrial) -> Slot:
-    attrs = trial.user_attrs
-    days = {day: (float(total), int(rows)) for day, (total, rows) in attrs["days"].items()}
-    outcome = Outcome(trial.value, attrs["rounds"], attrs["cpu_seconds"], days, attrs["curves"])
-    return Slot(attrs["slot"], Recipe(attrs["family"], {n: float(v) for n, v in trial.params.items()}), outcome)
-
-
 def _say(slot: int, recipe: Recipe, outcome: Outcome) -> None:
-    found = f"pruned in fold {len(outcome.curves)}" if outcome.loss is None else f"loss {outcome.loss:.5f}, {outcome.rounds} rounds"
+    found = (
+        f"pruned in fold {len(outcome.curves)}" if outcome.loss is None else f"loss {outcome.loss:.5f}, {outcome.rounds} rounds"
+    )
     print(f"trial {slot} ({recipe.family}): {found}, {outcome.cpu_seconds:.1f} CPU s", file=sys.stderr)

@@ -6,8 +6,8 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from datetime import date, datetime, timedelta
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,12 @@ from optuna.trial import TrialState
 from ml.config import Params, load_params
 from ml.errors import ConfigError, NotEnoughDataError, NotFoundError
 from ml.features.definitions import Feature
-from ml.refs import Window
-from ml.training import folds, tuning
-from ml.training.folds import Folds, Outcome, Recipe, Thresholds
-from ml.training.tuning import LINEAR, Board, Slot, Winner
+from ml.refs import Recipe, Window
+from ml.training import board, folds, tuning
+from ml.training.board import Board, Slot
+from ml.training.fit import labelled
+from ml.training.folds import Folds, Outcome, Thresholds
+from ml.training.tuning import LINEAR, Winner
 
 FEATURES = [Feature("x", "a number"), Feature("hour", "an hour", "cyclic", period=24), Feature("place", "a place", "text")]
 FOLDS = [
@@ -54,7 +56,8 @@ def table(curved: float = 3.0, rows: int = 3000) -> pd.DataFrame:
 
 def same(winner: Winner) -> Winner:
     """Without what it cost, which no two runs share."""
-    return replace(winner, convergence=[{k: v for k, v in step.items() if k != "cpu_seconds"} for step in winner.convergence])
+    steps = [{k: v for k, v in step.items() if k != "cpu_seconds"} for step in winner.convergence]
+    return winner.model_copy(update={"convergence": steps})
 
 
 class Surface(Folds):
@@ -68,7 +71,9 @@ class Surface(Folds):
     def evaluate(self, recipe: Recipe, thresholds: Thresholds | None = None) -> Outcome:
         self.before(recipe)
         self.seen.append(recipe)
-        return outcome(1.0 if recipe == LINEAR else 0.5 + (recipe.params["max_depth"] - 6) ** 2 / 100 + recipe.params["subsample"] / 10)
+        return outcome(
+            1.0 if recipe == LINEAR else 0.5 + (recipe.params["max_depth"] - 6) ** 2 / 100 + recipe.params["subsample"] / 10
+        )
 
 
 def outcome(loss: float | None, spread: float = 0.0) -> Outcome:
@@ -87,7 +92,7 @@ def put(study: str, params: Params, slots: Sequence[tuple[Recipe, Outcome]]) -> 
 
 
 def default(params: Params, **changed: float) -> Recipe:
-    return Recipe("xgboost", {**{name: d.default for name, d in params.tune.space.items()}, **changed})
+    return Recipe(family="xgboost", params={**{name: d.default for name, d in params.tune.space.items()}, **changed})
 
 
 # ---- the same winner
@@ -99,7 +104,8 @@ def test_study__has_the_same_winner_however_the_workers_run(workspace: Path) -> 
 
     def search(name: str, workers: int) -> Winner:
         together = [
-            threading.Thread(target=tuning.run_worker, args=(name, (k, workers), params, [], built)) for k in reversed(range(workers))
+            threading.Thread(target=tuning.run_worker, args=(name, (k, workers), params, [], built))
+            for k in reversed(range(workers))
         ]
         for worker in together:
             worker.start()
@@ -142,7 +148,7 @@ def test_study__a_dead_workers_claim_is_taken_over_after_a_while(workspace: Path
     assert Board("left", 1, params).claim(0, LINEAR) is not None
     other = Board("left", 0, params)
     assert other.claim(0, LINEAR) is None
-    monkeypatch.setattr(tuning, "FIRST_STALE_SECONDS", 0.0)
+    monkeypatch.setattr(board, "FIRST_STALE_SECONDS", 0.0)
     assert other.claim(0, LINEAR) is not None
 
 
@@ -150,7 +156,7 @@ def test_study__what_a_worker_that_was_given_up_found_is_kept(workspace: Path, m
     params = small()
     slow, quick = Board("slow", 1, params), Board("slow", 0, params)
     late = slow.claim(0, LINEAR)
-    monkeypatch.setattr(tuning, "FIRST_STALE_SECONDS", 0.0)
+    monkeypatch.setattr(board, "FIRST_STALE_SECONDS", 0.0)
     assert quick.claim(0, LINEAR) is not None
     assert late is not None
     slow.finish(late, outcome(0.7), 1.0)
@@ -180,7 +186,14 @@ def test_study__a_worker_waits_for_the_others_slots(workspace: Path) -> None:
 def test_known__linear_then_defaults_then_warm_without_duplicates_and_misfits() -> None:
     params = small()
     deep = default(params, max_depth=99)
-    warm = [default(params), deep, deep, Recipe("xgboost", {"max_depth": 3.0}), Recipe("lightgbm", {}), LINEAR]
+    warm = [
+        default(params),
+        deep,
+        deep,
+        Recipe(family="xgboost", params={"max_depth": 3.0}),
+        Recipe(family="lightgbm", params={}),
+        LINEAR,
+    ]
     assert tuning.known(params, warm) == [LINEAR, default(params), default(params, max_depth=params.tune.space["max_depth"].high)]
     few = small(trials=1)
     assert tuning.known(few, warm) == [LINEAR, default(few)]
@@ -250,7 +263,7 @@ def test_evaluate__loss_is_that_of_the_rows_by_day(family: str) -> None:
     built = folds.build(table(), FOLDS, FEATURES, params)
     found = built.evaluate(next(r for r in tuning.known(params, []) if r.family == family))
     assert sorted(found.days) == [str(day) for _, validation in FOLDS for day in validation.days()]
-    assert sum(rows for _, rows in found.days.values()) == sum(len(folds.labelled(table(), v)) for _, v in FOLDS)
+    assert sum(rows for _, rows in found.days.values()) == sum(len(labelled(table(), v)) for _, v in FOLDS)
     assert found.loss == pytest.approx(sum(s for s, _ in found.days.values()) / sum(n for _, n in found.days.values()))
     by_fold = [np.array([found.days[str(day)] for day in v.days()]).sum(axis=0) for _, v in FOLDS]
     assert [curve[-1] for curve in found.curves] == pytest.approx([total / rows for total, rows in by_fold], abs=1e-5)
@@ -273,25 +286,31 @@ def test_folds__refuse_too_few_rows() -> None:
         folds.build(table(rows=100), FOLDS, FEATURES, small())
 
 
-def test_labelled__leaves_out_rows_without_label_and_other_days() -> None:
-    rows = folds.labelled(table(), FOLDS[0][1])
-    assert rows["label"].notna().all()
-    assert set(rows["event_time"].dt.date) == set(FOLDS[0][1].days())
-
-
 # ---- the choice
 
 
 def test_winner__the_incumbent_stays_unless_another_is_better_beyond_noise(workspace: Path) -> None:
     params = small()
     champion, other = default(params, max_depth=4), default(params, max_depth=7)
-    put("noise", params, [(LINEAR, outcome(0.6)), (default(params), outcome(0.6)), (champion, outcome(0.5)), (other, outcome(0.49, 0.2))])
+    put(
+        "noise",
+        params,
+        [(LINEAR, outcome(0.6)), (default(params), outcome(0.6)), (champion, outcome(0.5)), (other, outcome(0.49, 0.2))],
+    )
     found = tuning.winner("noise", params, champion)
     assert (found.recipe, found.trial, found.trials, found.rounds) == (champion, 2, 4, 10)
-    assert found.reason.startswith("the champion's recipe stays: trial 3 (xgboost) is not better beyond noise, loss -0.01000 [-0.")
-    put("clear", params, [(LINEAR, outcome(0.6)), (default(params), outcome(0.6)), (champion, outcome(0.5)), (other, outcome(0.49))])
+    assert found.reason.startswith(
+        "the champion's recipe stays: trial 3 (xgboost) is not better beyond noise, loss -0.01000 [-0."
+    )
+    put(
+        "clear",
+        params,
+        [(LINEAR, outcome(0.6)), (default(params), outcome(0.6)), (champion, outcome(0.5)), (other, outcome(0.49))],
+    )
     assert tuning.winner("clear", params, champion).recipe == other
-    assert tuning.winner("clear", params, champion).reason.startswith("trial 3 (xgboost) replaces the champion's recipe: loss -0.01000")
+    assert tuning.winner("clear", params, champion).reason.startswith(
+        "trial 3 (xgboost) replaces the champion's recipe: loss -0.01000"
+    )
 
 
 def test_winner__without_champion_the_linear_model_is_to_be_beaten(workspace: Path) -> None:
@@ -315,7 +334,7 @@ def test_winner__survives_json(workspace: Path) -> None:
     params = small()
     put("json", params, [(LINEAR, outcome(0.5)), (default(params), outcome(None)), (default(params, max_depth=8), outcome(0.4))])
     found = tuning.winner("json", params, None)
-    assert Winner.load(json.loads(json.dumps(asdict(found)))) == found
+    assert Winner.model_validate_json(found.model_dump_json()) == found
     assert [(step["state"], step["best"], step["cpu_seconds"]) for step in found.convergence] == [
         ("complete", 0.5, 1.0), ("pruned", 0.5, 2.0), ("complete", 0.4, 3.0),
     ]  # fmt: skip
@@ -335,7 +354,12 @@ def test_second_family__takes_part_in_the_same_study(workspace: Path) -> None:
 
 def test_params__a_second_family_needs_a_budget_and_a_space(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(Path("params.yaml").read_text().replace("second: null", "second: lightgbm").replace("second_trials: 12", "second_trials: 0"))
+    path.write_text(
+        Path("params.yaml")
+        .read_text()
+        .replace("second: null", "second: lightgbm")
+        .replace("second_trials: 12", "second_trials: 0")
+    )
     with pytest.raises(ConfigError, match="needs second_trials"):
         load_params(path)
 
