@@ -153,7 +153,21 @@ class Tune(Section):
     workers: int = Field(ge=1)
     seconds: float = Field(gt=0)
     rows: int = Field(ge=1000)
+    startup: int = Field(ge=0)
+    generation: int = Field(ge=1)
+    checkpoint: int = Field(ge=1)
+    prune: float = Field(gt=0, le=1)
+    confidence: float = Field(gt=0.5, lt=1)
     space: dict[str, Dimension] = Field(min_length=1)
+    second: Literal["lightgbm"] | None = None
+    second_trials: int = Field(0, ge=0)
+    second_space: dict[str, Dimension] = {}
+
+    @model_validator(mode="after")
+    def _second_whole(self) -> Self:
+        if self.second and not (self.second_trials and self.second_space):
+            raise ValueError(f"second = {self.second} needs second_trials ≥ 1 and a second_space")
+        return self
 
 
 class Baseline(Section):

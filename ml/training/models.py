@@ -108,7 +108,7 @@ class LightGBM:
 
     @cached_property
     def booster(self) -> Any:
-        return _lightgbm().Booster(model_str=self.text)
+        return lightgbm_module().Booster(model_str=self.text)
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         return np.asarray(self.booster.predict(matrix), dtype=np.float64)
@@ -158,7 +158,7 @@ class LightGBM:
 
     @classmethod
     def fit(cls, X: np.ndarray, y_true: np.ndarray, settings: Settings, rounds: int, task: Task) -> Self:
-        lightgbm = _lightgbm()
+        lightgbm = lightgbm_module()
         dataset = lightgbm.Dataset(X, y_true, params={"max_bin": settings.get("max_bin", 255), "verbosity": -1})
         return cls.of(lightgbm.train(dict(settings), dataset, rounds), task)
 
@@ -288,9 +288,11 @@ def _safe(threshold: float) -> float:
     return float(below) + (float(np.nextafter(below, np.float32(np.inf))) - float(below)) / 4
 
 
-def _lightgbm() -> Any:
+def lightgbm_module() -> Any:
     try:
         import lightgbm
     except ModuleNotFoundError:
-        raise ConfigError("family 'lightgbm' is wanted, and LightGBM is not installed", "pip install 'evergreen[lightgbm]'") from None
+        raise ConfigError(
+            "family 'lightgbm' is wanted, and LightGBM is not installed", "pip install 'evergreen[lightgbm]'"
+        ) from None
     return lightgbm

@@ -1,8 +1,9 @@
-"""Tuning: workers share one Optuna study, and the winner does not depend on who was faster.
+"""Tuning: workers share one Optuna study, trials learn from each other, and the winner does not depend on who was faster.
 
-Each trial's settings are known before any worker starts (defaults, the champion's, then a seeded quasi-random sequence), and a
-trial has a slot number; the slots are dealt out in a seeded order. A slot that is already in the study is not run again, so a
-killed worker's retry goes on where it stopped. The price is that no trial learns from another: see docs/adr/0003.
+Slots (numbered trials) come in generations: what is already known (the linear model, declared defaults, `warm` recipes), a
+seeded quasi-random sequence, then batches of a seeded TPE sampler built anew from all slots of the generations before. So a
+slot's recipe, its pruning thresholds and its outcome follow from the generations before it, and doing it twice is harmless.
+Workers claim slots in the study (ml/training/board.py). See docs/adr/0003.
 """
 
 from __future__ import annotations
@@ -10,23 +11,29 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 
-from ml.config import Tune, settings
+from ml.config import FamilyName, Params
 from ml.errors import NotFoundError
+from ml.refs import Recipe, Ref
+from ml.significance import Interval, paired_sums
+from ml.training.board import Board, Slot, distributions, spaces
+from ml.training.folds import Folds, Outcome, Thresholds
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+POLL_SECONDS = 0.2
+"""How often a worker without a slot looks whether the others have finished theirs."""
+LINEAR = Recipe(family="linear", params={})
 
 
 class Winner(Ref):
-    """The best trial of a study. `loss` is the mean over the validation folds."""
+    """What the study chose. `loss` is the mean over all validation rows; `trial` the slot; `trials` counts pruned ones, too.
+
+    `convergence` holds by slot: slot, family, state, best (loss until then) and cpu_seconds (summed until then).
+    """
 
     recipe: Recipe
     rounds: int
@@ -37,98 +44,222 @@ class Winner(Ref):
     convergence: list[dict[str, Any]]
 
 
-def storage(study: str) -> BaseStorage:
-    """The shared storage: the URL in EVERGREEN_OPTUNA, or a journal file per study."""
-    url = settings().optuna
-    if url:
-        return RDBStorage(url)
-    path = Path(settings().var) / "studies" / f"{study}.journal"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(path)))
+# ---- what every slot holds
 
 
-def distributions(params: Tune) -> dict[str, optuna.distributions.BaseDistribution]:
-    """params.yaml's search space in Optuna's terms."""
-    made: dict[str, optuna.distributions.BaseDistribution] = {}
-    for name, d in params.space.items():
-        if d.int:
-            made[name] = optuna.distributions.IntDistribution(int(d.low), int(d.high), log=d.log)
-        else:
-            made[name] = optuna.distributions.FloatDistribution(d.low, d.high, log=d.log)
+def fitted(recipe: Recipe, params: Params) -> Recipe | None:
+    """The recipe clipped into its space; None if its family is not searched or its settings are other ones."""
+    if recipe.family == "linear":
+        return LINEAR
+    space = spaces(params).get(recipe.family, {})
+    if not space or set(recipe.params) != set(space):
+        return None
+    clipped = {name: min(max(float(recipe.params[name]), d.low), d.high) for name, d in space.items()}
+    return Recipe(family=recipe.family, params={name: float(round(v)) if space[name].int else v for name, v in clipped.items()})
+
+
+def generations(params: Params) -> Iterator[dict[FamilyName, int]]:
+    """How many trials of each family the generations after the first hold at most."""
+    yield dict.fromkeys(spaces(params), params.tune.startup)
+    while True:
+        yield dict.fromkeys(spaces(params), params.tune.generation)
+
+
+def known(params: Params, warm: Sequence[Recipe]) -> list[Recipe]:
+    """The first generation: the linear model, each family's declared defaults, then `warm` without duplicates and misfits."""
+    defaults = [
+        Recipe(family=family, params={n: d.default for n, d in space.items()}) for family, space in spaces(params).items()
+    ]
+    made, left = [LINEAR], _budget(params)
+    for recipe in (fitted(each, params) for each in [*defaults, *warm]):
+        if recipe is not None and recipe not in made and left[recipe.family] > 0:
+            made.append(recipe)
+            left[recipe.family] -= 1
     return made
 
 
-def slots(params: Tune, champion: Mapping[str, float] | None, seed: int) -> list[dict[str, float]]:
-    """The settings of every trial, in order: the declared defaults, the champion's where they fit the space, a scrambled
-    Sobol sequence.
+def drawn(family: FamilyName, count: int, before: Sequence[Slot], number: int, params: Params) -> list[Recipe]:
+    """The recipes of one family in generation `number`: a quasi-random sequence in generation 1, then TPE over all before.
+
+    TPE (Bergstra et al. 2011, NeurIPS 24), multivariate (Falkner et al. 2018, ICML 35, section 4); points of one batch repel each
+    other by counting as bad until they are known.
     """
-    chosen = [{name: d.default for name, d in params.space.items()}]
-    if champion is not None and set(champion) == set(params.space):
-        chosen.append({n: min(max(champion[n], d.low), d.high) for n, d in params.space.items()})
-    space = distributions(params)
-    # The first sample of a QMC study comes from its independent sampler, so a first throw-away trial opens the sequence.
+    space, seed = distributions(spaces(params)[family]), params.train.seed + number
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
+        sampler: optuna.samplers.BaseSampler
+        if number == 1:
+            sampler = optuna.samplers.QMCSampler(scramble=True, seed=seed, warn_independent_sampling=False)
+        else:
+            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=0, constant_liar=True)
     study = optuna.create_study(sampler=sampler)
-    study.ask(space)
-    while len(chosen) < params.trials:
-        chosen.append({name: float(value) for name, value in study.ask(space).params.items()})
-    return chosen[: params.trials]
+    if number == 1:
+        study.ask(space)  # a QMC study's first sample comes from elsewhere: it opens the sequence and is thrown away
+    else:
+        study.add_trials([slot.learned(space) for slot in before if slot.recipe.family == family])
+    return [Recipe(family=family, params={n: float(v) for n, v in study.ask(space).params.items()}) for _ in range(count)]
 
 
-def run_worker(
-    study_name: str,
-    share: tuple[int, int],
-    params: Tune,
-    champion: Mapping[str, float] | None,
-    seed: int,
-    objective: Callable[[Mapping[str, float]], tuple[float, int]],
-) -> int:
-    """Runs this worker's slots that are not in the study yet.
+def thresholds(family: FamilyName, before: Sequence[Slot], params: Params) -> Thresholds:
+    """By fold and checkpoint, the quantile `tune.prune` of earlier finished trials' best losses there.
+
+    The percentile rule of Google Vizier's median stopping (Golovin et al. 2017, KDD 23, section 3.1.2), but over generations that
+    are over, so that it does not depend on who was faster.
+    """
+    curves = [slot.outcome.curves for slot in before if slot.recipe.family == family and slot.outcome.loss is not None]
+    if len(curves) < 2 or params.tune.prune == 1:
+        return ()
+    folds = range(len(curves[0]))
+    return [np.quantile([curve[k] for curve in curves], params.tune.prune, axis=0).tolist() for k in folds]
+
+
+# ---- the work
+
+
+def run_worker(study: str, share: tuple[int, int], params: Params, warm: Sequence[Recipe], folds: Folds) -> int:
+    """Takes part in the study until all its slots are done.
 
     Args:
-        share: number of this worker (from 0), and how many there are.
-        objective: settings → (mean validation log-loss, rounds).
+        share: number of this worker (from 0; no two at a time have the same), and how many there are.
+        warm: recipes to try first: the champion's, then those of the last studies.
 
     Returns:
         Number of trials done now.
     """
     worker, workers = share
-    study = optuna.create_study(study_name=study_name, storage=storage(study_name), load_if_exists=True)
-    every = slots(params, champion, seed)
-    there = {t.user_attrs["slot"] for t in study.get_trials(deepcopy=False)}
-    space, began, done = distributions(params), time.monotonic(), 0
-    dealt = np.random.default_rng(seed).permutation(len(every)).tolist()  # neighbours in a Sobol sequence cost alike
-    for slot in dealt[worker::workers]:
-        if slot in there:
-            continue
-        if done and time.monotonic() - began > params.seconds:
-            print(f"tuning stops before slot {slot + 1} of {len(every)}: {params.seconds:g} s are used up", file=sys.stderr)
+    board, before, count = Board(study, worker, params), list[Slot](), 0
+    for number, recipes in _plan(params, warm, before):
+        used = sum(slot.outcome.cpu_seconds for slot in before)
+        if number and used > params.tune.seconds:
+            print(f"tuning stops before generation {number}: {used:.0f} of {params.tune.seconds:g} s are used", file=sys.stderr)
             break
-        log_loss, rounds = objective(every[slot])
-        trial = optuna.trial.create_trial(
-            params={n: int(v) if params.space[n].int else v for n, v in every[slot].items()},
-            distributions=space,
-            value=log_loss,
-            user_attrs={"slot": slot, "rounds": rounds, "worker": worker},
-        )
-        study.add_trial(trial)
-        done += 1
-        print(f"trial {slot + 1}/{len(every)}: log-loss {log_loss:.5f}, {rounds} rounds", file=sys.stderr)
-    return done
+        first = len(before)
+        limits = {family: thresholds(family, before, params) for family in spaces(params)}
+        wanted = dict(enumerate(recipes, first))
+        order = sorted(wanted, key=lambda slot: ((slot - worker) % workers, slot))  # its own share, then what others left
+        while missing := [slot for slot in order if slot not in board.done()]:
+            if not (taken := _first_claimed(board, missing, wanted)):
+                time.sleep(POLL_SECONDS)
+                continue
+            slot, trial = taken
+            began = time.monotonic()
+            outcome = folds.evaluate(wanted[slot], limits.get(wanted[slot].family))
+            board.finish(trial, outcome, time.monotonic() - began)
+            count += 1
+            _say(slot, wanted[slot], outcome)
+        finished = board.done()
+        before += [finished[slot] for slot in wanted]
+    return count
 
 
-def winner(study_name: str) -> Winner:
-    """The best trial; among equals the lowest slot.
+def _plan(params: Params, warm: Sequence[Recipe], before: list[Slot]) -> Iterator[tuple[int, list[Recipe]]]:
+    """Generations in order; `before` is to hold all slots of those that were handed out."""
+    yield 0, known(params, warm)
+    for number, sizes in enumerate(generations(params), 1):
+        left = _budget(params)
+        for slot in before:
+            left[slot.recipe.family] -= 1
+        made = [r for family, size in sizes.items() for r in drawn(family, min(size, left[family]), before, number, params)]
+        if made:
+            yield number, made
+        elif number > 1:
+            return
+
+
+def _first_claimed(board: Board, missing: Sequence[int], wanted: Mapping[int, Recipe]) -> tuple[int, int] | None:
+    """The first of the missing slots that nobody is at, and its trial."""
+    for slot in missing:
+        trial = board.claim(slot, wanted[slot])
+        if trial is not None:
+            return slot, trial
+    return None
+
+
+# ---- the choice
+
+
+def winner(study: str, params: Params, champion: Recipe | None) -> Winner:
+    """The recipe to fit: the incumbent's, unless another is better beyond noise on the validation days.
+
+    The incumbent is the champion's recipe if it is in the study, or else the linear model. The best of a second family must in
+    turn beat the recipe that was chosen so far.
 
     Raises:
-        NotFoundError: the study holds no finished trial.
+        NotFoundError: the study does not hold the incumbent's finished trial.
     """
-    study = optuna.create_study(study_name=study_name, storage=storage(study_name), load_if_exists=True)
-    by_slot = {t.user_attrs["slot"]: t for t in reversed(study.get_trials(deepcopy=False))}
-    if not by_slot:
-        raise NotFoundError(f"study {study_name!r} holds no finished trial", "run the tune step of this plan first")
-    best = min(by_slot.values(), key=lambda t: (t.value, t.user_attrs["slot"]))
-    params = {n: float(v) for n, v in best.params.items()}
-    return Winner(best.user_attrs["slot"], len(by_slot), params, best.user_attrs["rounds"], float(best.value or 0.0))
+    board = Board(study, -1, params)
+    slots = [slot for _, slot in sorted(board.done().items())]
+    complete = [slot for slot in slots if slot.outcome.loss is not None]
+    recipe = fitted(champion, params) if champion else None
+    named = "the champion's recipe" if recipe else "the linear model"
+    incumbent = next((slot for slot in complete if slot.recipe == recipe), None)
+    if incumbent is None:
+        incumbent, named = next((slot for slot in complete if slot.recipe == LINEAR), None), "the linear model"
+    if incumbent is None:
+        raise NotFoundError(f"study {study!r} holds no finished trial of {named}", "run the tune step of this plan first")
+    chosen, said = incumbent, list[str]()
+    for families in ({"linear", "xgboost"}, {params.tune.second}):
+        rivals = [slot for slot in complete if slot.recipe.family in families and slot != chosen]
+        if not rivals:
+            continue
+        rival = min(rivals, key=lambda slot: (slot.outcome.loss, slot.number))
+        gain = compared(rival.outcome, chosen.outcome, params)
+        beside = named if chosen is incumbent else _name(chosen)
+        figures = f"{gain.mean:+.5f} [{gain.low:+.5f}, {gain.high:+.5f}] over {gain.days} days"
+        if gain.high < 0:
+            said.append(f"{_name(rival)} replaces {beside}: loss {figures}, better beyond noise")
+            chosen = rival
+        else:
+            said.append(f"{beside} stays: {_name(rival)} is not better beyond noise, loss {figures}")
+    reason = "; ".join(said) or f"{named} stays: nothing else finished"
+    outcome = chosen.outcome
+    return Winner(
+        recipe=chosen.recipe,
+        rounds=outcome.rounds,
+        loss=float(outcome.loss or 0),
+        trial=chosen.number,
+        trials=len(slots),
+        reason=reason,
+        convergence=convergence(slots),
+    )
+
+
+def compared(first: Outcome, second: Outcome, params: Params) -> Interval:
+    """Interval of the mean difference in loss, first − second, by whole validation days; negative: the first is better."""
+    days = sorted(second.days)
+    sums = np.array([first.days[day][0] - second.days[day][0] for day in days])
+    counts = np.array([second.days[day][1] for day in days])
+    return paired_sums(sums, counts, params.tune.confidence, params.gates.resamples, params.train.seed)
+
+
+def convergence(slots: Sequence[Slot]) -> list[dict[str, Any]]:
+    """The way of a study: see `Winner`."""
+    made, best, used = [], None, 0.0
+    for slot in slots:
+        loss = slot.outcome.loss
+        best = loss if best is None else min(best, loss if loss is not None else best)
+        used += slot.outcome.cpu_seconds
+        state = "pruned" if loss is None else "complete"
+        made.append(
+            {"slot": slot.number, "family": slot.recipe.family, "state": state, "best": best, "cpu_seconds": round(used, 3)}
+        )
+    return made
+
+
+# ---- small things
+
+
+def _name(slot: Slot) -> str:
+    return "the linear model" if slot.recipe == LINEAR else f"trial {slot.number} ({slot.recipe.family})"
+
+
+def _budget(params: Params) -> dict[FamilyName, int]:
+    """Trials of each family; the linear model's is one, and beside the others'."""
+    return {"linear": 1, "xgboost": params.tune.trials, "lightgbm": params.tune.second_trials}
+
+
+def _say(slot: int, recipe: Recipe, outcome: Outcome) -> None:
+    found = (
+        f"pruned in fold {len(outcome.curves)}" if outcome.loss is None else f"loss {outcome.loss:.5f}, {outcome.rounds} rounds"
+    )
+    print(f"trial {slot} ({recipe.family}): {found}, {outcome.cpu_seconds:.1f} CPU s", file=sys.stderr)

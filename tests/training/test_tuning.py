@@ -1,0 +1,368 @@
+"""The search: generations, claims, pruning, and the choice; the same winner however the workers run."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from optuna.trial import TrialState
+
+from ml.config import Params, load_params
+from ml.errors import ConfigError, NotEnoughDataError, NotFoundError
+from ml.features.definitions import Feature
+from ml.refs import Recipe, Window
+from ml.training import board, folds, tuning
+from ml.training.board import Board, Slot
+from ml.training.fit import labelled
+from ml.training.folds import Folds, Outcome, Thresholds
+from ml.training.tuning import LINEAR, Winner
+
+FEATURES = [Feature("x", "a number"), Feature("hour", "an hour", "cyclic", period=24), Feature("place", "a place", "text")]
+FOLDS = [
+    (Window(start=date(2013, 1, 1), end=date(2013, 1, 12)), Window(start=date(2013, 1, 13), end=date(2013, 1, 19))),
+    (Window(start=date(2013, 1, 1), end=date(2013, 1, 19)), Window(start=date(2013, 1, 20), end=date(2013, 1, 26))),
+]
+
+
+def small(**tune: object) -> Params:
+    """The shipped parameters, on a table that fits in a test."""
+    params = load_params()
+    train = {"min_rows": 50, "max_rounds": 20, "early_stopping_rounds": 5, "threads": 1}
+    changed = {"trials": 9, "startup": 3, "generation": 2, "rows": 2000, "checkpoint": 5, **tune}
+    return params.model_copy(
+        update={"train": params.train.model_copy(update=train), "tune": params.tune.model_copy(update=changed)}
+    )
+
+
+def table(curved: float = 3.0, rows: int = 3000) -> pd.DataFrame:
+    """30 days from 1 January; the label depends on place and, as no line can say, on the square of x."""
+    draw = np.random.default_rng(1)
+    x, place = draw.normal(size=rows), draw.choice(["A", "B", "C"], rows)
+    p = 1 / (1 + np.exp(-(curved * (x**2 - 1) + (place == "B"))))
+    made = pd.DataFrame({"x": x, "hour": draw.integers(0, 24, rows).astype(float), "place": place})
+    made["label"] = (draw.random(rows) < p) * 1.0
+    made["event_time"] = pd.Timestamp("2013-01-01") + pd.to_timedelta(np.sort(draw.integers(0, 30 * 24, rows)), unit="h")
+    made.loc[::50, "label"] = np.nan
+    return made
+
+
+def same(winner: Winner) -> Winner:
+    """Without what it cost, which no two runs share."""
+    steps = [{k: v for k, v in step.items() if k != "cpu_seconds"} for step in winner.convergence]
+    return winner.model_copy(update={"convergence": steps})
+
+
+class Surface(Folds):
+    """Folds with a loss that is known: cheap where only claims and generations matter."""
+
+    def __init__(self, params: Params, before: Callable[[Recipe], None] = lambda recipe: None) -> None:
+        super().__init__([], params)
+        object.__setattr__(self, "before", before)
+        object.__setattr__(self, "seen", [])
+
+    def evaluate(self, recipe: Recipe, thresholds: Thresholds | None = None) -> Outcome:
+        self.before(recipe)
+        self.seen.append(recipe)
+        return outcome(
+            1.0 if recipe == LINEAR else 0.5 + (recipe.params["max_depth"] - 6) ** 2 / 100 + recipe.params["subsample"] / 10
+        )
+
+
+def outcome(loss: float | None, spread: float = 0.0) -> Outcome:
+    """14 days of 100 rows; `spread` moves days up and down in turns."""
+    days = {f"2013-01-{d + 1:02}": (100 * ((loss or 0) + spread * (-1) ** d), 100) for d in range(14)}
+    return Outcome(loss, 10, 1.0, days if loss is not None else {}, [[loss or 9.0]])
+
+
+def put(study: str, params: Params, slots: Sequence[tuple[Recipe, Outcome]]) -> None:
+    """Writes finished slots."""
+    board = Board(study, 0, params)
+    for number, (recipe, found) in enumerate(slots):
+        trial = board.claim(number, recipe)
+        assert trial is not None
+        board.finish(trial, found, 1.0)
+
+
+def default(params: Params, **changed: float) -> Recipe:
+    return Recipe(family="xgboost", params={**{name: d.default for name, d in params.tune.space.items()}, **changed})
+
+
+# ---- the same winner
+
+
+def test_study__has_the_same_winner_however_the_workers_run(workspace: Path) -> None:
+    params = small()
+    built = folds.build(table(), FOLDS, FEATURES, params)
+
+    def search(name: str, workers: int) -> Winner:
+        together = [
+            threading.Thread(target=tuning.run_worker, args=(name, (k, workers), params, [], built))
+            for k in reversed(range(workers))
+        ]
+        for worker in together:
+            worker.start()
+        for worker in together:
+            worker.join()
+        return same(tuning.winner(name, params, None))
+
+    alone = search("alone", 1)
+    assert alone == search("again", 1) == search("two", 2) == search("three", 3)
+    assert alone.trials == params.tune.trials + 1
+    assert alone.recipe.family == "xgboost"
+    assert alone.reason.startswith(f"trial {alone.trial} (xgboost) replaces the linear model: loss -0.")
+
+
+def test_study__a_killed_workers_retry_goes_on_at_once(workspace: Path) -> None:
+    params = small()
+
+    class Killed(BaseException):
+        pass
+
+    def dies_at_fifth(recipe: Recipe) -> None:
+        if len(dying.seen) == 5:
+            raise Killed
+
+    dying = Surface(params, dies_at_fifth)
+    with pytest.raises(Killed):
+        tuning.run_worker("killed", (0, 1), params, [], dying)
+    retried = Surface(params)
+    assert tuning.run_worker("killed", (0, 1), params, [], retried) == params.tune.trials + 1 - 5
+    assert not [recipe for recipe in retried.seen if recipe in dying.seen]
+    assert tuning.run_worker("killed", (0, 1), params, [], Surface(params)) == 0
+    tuning.run_worker("whole", (0, 1), params, [], Surface(params))
+    assert tuning.winner("killed", params, None) == tuning.winner("whole", params, None)
+    states = [t.state for t in Board("killed", 0, params)._trials()]
+    assert (states.count(TrialState.FAIL), states.count(TrialState.RUNNING)) == (1, 0)
+
+
+def test_study__a_dead_workers_claim_is_taken_over_after_a_while(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = small()
+    assert Board("left", 1, params).claim(0, LINEAR) is not None
+    other = Board("left", 0, params)
+    assert other.claim(0, LINEAR) is None
+    monkeypatch.setattr(board, "FIRST_STALE_SECONDS", 0.0)
+    assert other.claim(0, LINEAR) is not None
+
+
+def test_study__what_a_worker_that_was_given_up_found_is_kept(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = small()
+    slow, quick = Board("slow", 1, params), Board("slow", 0, params)
+    late = slow.claim(0, LINEAR)
+    monkeypatch.setattr(board, "FIRST_STALE_SECONDS", 0.0)
+    assert quick.claim(0, LINEAR) is not None
+    assert late is not None
+    slow.finish(late, outcome(0.7), 1.0)
+    assert quick.done()[0].outcome == outcome(0.7)
+
+
+def test_study__a_worker_waits_for_the_others_slots(workspace: Path) -> None:
+    params, board_worker = small(trials=3, startup=1), 1
+    other = Board("wait", board_worker, params)
+    trial = other.claim(0, LINEAR)
+    assert trial is not None
+    seen: list[Recipe] = []
+    waiting = threading.Thread(target=lambda: tuning.run_worker("wait", (0, 2), params, [], Surface(params, seen.append)))
+    waiting.start()
+    while not seen:  # the default's slot is free, and done first
+        time.sleep(0.01)
+    time.sleep(3 * tuning.POLL_SECONDS)
+    assert seen == [default(params)]  # generation 1 needs all of generation 0
+    other.finish(trial, outcome(1.0), 1.0)
+    waiting.join()
+    assert len(seen) == 3
+
+
+# ---- generations
+
+
+def test_known__linear_then_defaults_then_warm_without_duplicates_and_misfits() -> None:
+    params = small()
+    deep = default(params, max_depth=99)
+    warm = [
+        default(params),
+        deep,
+        deep,
+        Recipe(family="xgboost", params={"max_depth": 3.0}),
+        Recipe(family="lightgbm", params={}),
+        LINEAR,
+    ]
+    assert tuning.known(params, warm) == [LINEAR, default(params), default(params, max_depth=params.tune.space["max_depth"].high)]
+    few = small(trials=1)
+    assert tuning.known(few, warm) == [LINEAR, default(few)]
+
+
+def test_generations__learn_from_those_before_and_from_nothing_else() -> None:
+    params = small()
+    good, bad = [Slot(k, default(params, max_depth=3 + k % 6), outcome(0.5 + k / 50)) for k in range(8)], []
+    bad = [replace(slot, outcome=outcome(0.9 - slot.number / 50)) for slot in good]
+    third = tuning.drawn("xgboost", 4, good, 3, params)
+    assert third == tuning.drawn("xgboost", 4, good, 3, params)
+    assert third != tuning.drawn("xgboost", 4, bad, 3, params)
+    assert len({json.dumps(recipe.params) for recipe in third}) == 4
+    assert tuning.drawn("xgboost", 4, good, 1, params) == tuning.drawn("xgboost", 4, bad, 1, params)
+    assert all(d.low <= r.params[name] <= d.high for r in third for name, d in params.tune.space.items())
+
+
+def test_search__finds_better_than_chance(workspace: Path) -> None:
+    """On a known surface, generations that learn come nearer to its bottom than the quasi-random sequence alone."""
+    learns, draws = small(trials=30, startup=6, generation=4), small(trials=30, startup=30)
+    best = {}
+    for name, params in (("learns", learns), ("draws", draws)):
+        tuning.run_worker(name, (0, 1), params, [], Surface(params))
+        best[name] = tuning.winner(name, params, None).loss
+    assert best["learns"] < best["draws"]
+
+
+def test_budget__no_generation_begins_after_the_seconds(workspace: Path) -> None:
+    params = small(seconds=6.5)  # a second a trial: generations end at 2, 5 and 7
+    assert tuning.run_worker("short", (0, 1), params, [], Surface(params)) == 7
+    assert tuning.run_worker("short", (1, 2), params, [], Surface(params)) == 0
+
+
+# ---- pruning and folds
+
+
+def test_thresholds__are_the_quantile_of_finished_trials_alone() -> None:
+    params = small(prune=0.5)
+    before = [Slot(k, default(params), replace(outcome(0.5), curves=[[0.5 + k / 10, 0.4]])) for k in range(3)]
+    pruned = Slot(3, default(params), replace(outcome(None), curves=[[0.0]]))
+    assert tuning.thresholds("xgboost", [*before, pruned, Slot(4, LINEAR, outcome(0.1))], params) == [pytest.approx([0.6, 0.4])]
+    assert tuning.thresholds("xgboost", before, small(prune=1)) == ()
+    assert tuning.thresholds("xgboost", before[:1], params) == ()
+
+
+@pytest.mark.parametrize("family", ["xgboost", "lightgbm"])
+def test_pruning__stops_a_trial_at_the_checkpoint_where_it_is_worse(family: str) -> None:
+    params = with_second()
+    built = folds.build(table(), FOLDS, FEATURES, params)
+    recipe = next(r for r in tuning.known(params, []) if r.family == family)
+    whole = built.evaluate(recipe)
+    assert whole.loss is not None
+    assert [len(curve) for curve in whole.curves] == [5, 5]  # 5, 10, 15, 20 rounds, and the end
+    assert all(curve == sorted(curve, reverse=True) for curve in whole.curves)
+    same_curves = built.evaluate(recipe, whole.curves)
+    assert (same_curves.loss, same_curves.rounds) == (whole.loss, whole.rounds)  # not worse than itself
+    lowered = [list(curve) for curve in whole.curves]
+    lowered[1][2] -= 1e-6
+    stopped = built.evaluate(recipe, lowered)
+    assert (stopped.loss, stopped.curves) == (None, [whole.curves[0], whole.curves[1][:3]])
+    assert stopped.cpu_seconds > 0
+
+
+@pytest.mark.parametrize("family", ["linear", "xgboost", "lightgbm"])
+def test_evaluate__loss_is_that_of_the_rows_by_day(family: str) -> None:
+    params = with_second()
+    built = folds.build(table(), FOLDS, FEATURES, params)
+    found = built.evaluate(next(r for r in tuning.known(params, []) if r.family == family))
+    assert sorted(found.days) == [str(day) for _, validation in FOLDS for day in validation.days()]
+    assert sum(rows for _, rows in found.days.values()) == sum(len(labelled(table(), v)) for _, v in FOLDS)
+    assert found.loss == pytest.approx(sum(s for s, _ in found.days.values()) / sum(n for _, n in found.days.values()))
+    by_fold = [np.array([found.days[str(day)] for day in v.days()]).sum(axis=0) for _, v in FOLDS]
+    assert [curve[-1] for curve in found.curves] == pytest.approx([total / rows for total, rows in by_fold], abs=1e-5)
+
+
+@pytest.mark.parametrize(("task", "classes"), [("multiclass", ["a", "b", "c"]), ("regression", [])])
+def test_evaluate__other_tasks(task: str, classes: list[str]) -> None:
+    params = with_second()
+    params = params.model_copy(update={"problem": params.problem.model_copy(update={"task": task, "classes": classes})})
+    rows = table()
+    rows["label"] = rows["x"].abs().round().clip(0, 2) if task == "multiclass" else rows["x"] ** 2
+    built = folds.build(rows, FOLDS, FEATURES, params)
+    linear, trees, second = (built.evaluate(recipe).loss for recipe in tuning.known(params, []))
+    assert linear is not None and trees is not None and second is not None
+    assert trees < linear / 2 and second < linear
+
+
+def test_folds__refuse_too_few_rows() -> None:
+    with pytest.raises(NotEnoughDataError, match=r"fold 2013-01-01\.\.2013-01-11 has 39 labelled rows, at least 50"):
+        folds.build(table(rows=100), FOLDS, FEATURES, small())
+
+
+# ---- the choice
+
+
+def test_winner__the_incumbent_stays_unless_another_is_better_beyond_noise(workspace: Path) -> None:
+    params = small()
+    champion, other = default(params, max_depth=4), default(params, max_depth=7)
+    put(
+        "noise",
+        params,
+        [(LINEAR, outcome(0.6)), (default(params), outcome(0.6)), (champion, outcome(0.5)), (other, outcome(0.49, 0.2))],
+    )
+    found = tuning.winner("noise", params, champion)
+    assert (found.recipe, found.trial, found.trials, found.rounds) == (champion, 2, 4, 10)
+    assert found.reason.startswith(
+        "the champion's recipe stays: trial 3 (xgboost) is not better beyond noise, loss -0.01000 [-0."
+    )
+    put(
+        "clear",
+        params,
+        [(LINEAR, outcome(0.6)), (default(params), outcome(0.6)), (champion, outcome(0.5)), (other, outcome(0.49))],
+    )
+    assert tuning.winner("clear", params, champion).recipe == other
+    assert tuning.winner("clear", params, champion).reason.startswith(
+        "trial 3 (xgboost) replaces the champion's recipe: loss -0.01000"
+    )
+
+
+def test_winner__without_champion_the_linear_model_is_to_be_beaten(workspace: Path) -> None:
+    params = small()
+    put("linear", params, [(LINEAR, outcome(0.5)), (default(params), outcome(0.49, 0.2))])
+    found = tuning.winner("linear", params, None)
+    assert (found.recipe, found.loss) == (LINEAR, 0.5)
+    assert found.reason.startswith("the linear model stays: trial 1 (xgboost) is not better")
+    assert tuning.winner("linear", params, default(params, max_depth=8)).recipe == LINEAR  # that champion is not in the study
+
+
+def test_winner__a_second_family_must_beat_what_was_chosen(workspace: Path) -> None:
+    params = with_second()
+    second = next(r for r in tuning.known(params, []) if r.family == "lightgbm")
+    for name, loss, spread, family in (("better", 0.4, 0.0, "lightgbm"), ("noise", 0.48, 0.2, "xgboost")):
+        put(name, params, [(LINEAR, outcome(0.6)), (default(params), outcome(0.5)), (second, outcome(loss, spread))])
+        assert tuning.winner(name, params, None).recipe.family == family
+
+
+def test_winner__survives_json(workspace: Path) -> None:
+    params = small()
+    put("json", params, [(LINEAR, outcome(0.5)), (default(params), outcome(None)), (default(params, max_depth=8), outcome(0.4))])
+    found = tuning.winner("json", params, None)
+    assert Winner.model_validate_json(found.model_dump_json()) == found
+    assert [(step["state"], step["best"], step["cpu_seconds"]) for step in found.convergence] == [
+        ("complete", 0.5, 1.0), ("pruned", 0.5, 2.0), ("complete", 0.4, 3.0),
+    ]  # fmt: skip
+
+
+def test_winner__of_an_empty_study_says_what_to_run(workspace: Path) -> None:
+    with pytest.raises(NotFoundError, match="run the tune step"):
+        tuning.winner("nothing", small(), None)
+
+
+def test_second_family__takes_part_in_the_same_study(workspace: Path) -> None:
+    params = with_second(trials=4, second_trials=3, startup=1)
+    assert tuning.run_worker("both", (0, 1), params, [], folds.build(table(), FOLDS, FEATURES, params)) == 8
+    families = [step["family"] for step in tuning.winner("both", params, None).convergence]
+    assert families == ["linear", "xgboost", "lightgbm", "xgboost", "lightgbm", "xgboost", "xgboost", "lightgbm"]
+
+
+def test_params__a_second_family_needs_a_budget_and_a_space(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(
+        Path("params.yaml")
+        .read_text()
+        .replace("second: null", "second: lightgbm")
+        .replace("second_trials: 12", "second_trials: 0")
+    )
+    with pytest.raises(ConfigError, match="needs second_trials"):
+        load_params(path)
+
+
+def with_second(**tune: object) -> Params:
+    return small(second="lightgbm", **{"second_trials": 2, **tune})
