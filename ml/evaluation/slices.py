@@ -49,7 +49,9 @@ def declared(params: Evaluation, X: pd.DataFrame) -> list[Slice]:
     made = []
     for feature, bands in params.slices.items():
         if feature not in X.columns:
-            raise ConfigError(f"evaluation.slices names {feature!r}, which is no feature", "name a feature: evergreen features list")
+            raise ConfigError(
+                f"evaluation.slices names {feature!r}, which is no feature", "name a feature: evergreen features list"
+            )
         values = X[feature]
         labels = _banded(values.to_numpy(float), bands) if bands else values.map(_shown).to_numpy(object)
         common = pd.Series(labels).value_counts().index[:MAX_VALUES]

@@ -40,9 +40,7 @@ class Artifacts:
     def load(cls, digest: str) -> Artifacts:
         """Reads the archive `digest` from the store."""
         files = store.unpack(store.get(digest))
-        return cls(
-            load(files), Winner.model_validate_json(files["tuning.json"]), files["model.onnx"], files["profile.json"]
-        )
+        return cls(load(files), Winner.model_validate_json(files["tuning.json"]), files["model.onnx"], files["profile.json"])
 
 
 def dump(fitted: Fitted) -> dict[str, bytes]:

@@ -153,8 +153,7 @@ def _fit(fold: Fold, recipe: Recipe, watch: Watch) -> tuple[np.ndarray, int]:
     """Answers on the validation rows at the best round, and that round's number."""
     params = fold.params
     task, train = params.problem.task, params.train
-    spaces = params.tune.space if recipe.family == "xgboost" else params.tune.second_space
-    integers = {name for name, d in spaces.items() if d.int}
+    integers = params.tune.integers(recipe.family)
     settings = settings_of(recipe.family, task, len(params.problem.classes), train, recipe.params, integers, 1)
     if recipe.family == "linear":
         answers = Linear.fit(fold.X_fit, fold.y_fit, settings, 1, task).predict(fold.X_validation)
