@@ -92,10 +92,10 @@ def train() -> None:
         return call(steps.evaluate, plan, features, model)
 
     @task
-    def refit(plan: Json, features: Json, model: Json, evaluation: Json) -> Json:
+    def refit(plan: Json, features: Json, evaluation: Json) -> Json:
         from ml import steps
 
-        return call(steps.refit, plan, features, model, evaluation)
+        return call(steps.refit, plan, features, evaluation)
 
     @task
     def package(plan: Json, features: Json, shipped: Json) -> Json:
@@ -125,7 +125,7 @@ def train() -> None:
     model = fit(planned, table)
     [tuned, checked] >> model
     verdict = evaluate(planned, table, model)
-    shipped = refit(planned, table, model, verdict)
+    shipped = refit(planned, table, verdict)
     version = register(planned, table, verdict, shipped, package(planned, table, shipped))
     announce(planned, version)
 

@@ -30,6 +30,7 @@ from ml.refs import (
 )
 
 if TYPE_CHECKING:
+    from ml.packaging.artifacts import Artifacts
     from ml.serving.manifest import Deployed
     from ml.training.tuning import Winner
 
@@ -150,11 +151,12 @@ def fit(plan: TrainPlan, features: FeatureSetRef) -> ModelRef:
 
 
 def evaluate(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> EvaluationRef:
-    """Judges the twin on the holdout by all gates: floors, baselines, the champion on the same rows, slices, parity and more."""
+    """Judges the twin on the holdout by all gates: floors, baselines, the champion on the same rows, slices, parity and more.
+
+    Trees that are not better than the linear model beside them give way to it.
+    """
     from ml import store
     from ml.config import load_params
-    from ml.evaluation.gates import judge
-    from ml.evaluation.report import build_report, scoring_of
     from ml.features import stored
     from ml.monitoring import collect
     from ml.packaging import contest, dossier
@@ -167,14 +169,16 @@ def evaluate(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> Evalu
     if plan.champion_digest and plan.champion_version:
         champion = contest.Champion.load(plan.champion_version, plan.champion_digest)
         answered = collect.answered(plan.champion_version, plan.holdout)
-    evidence, sources = contest.hold(plan, X, parts, champion, answered, params)
-    decision = judge(evidence, params.gates, scoring_of(params), params.train.seed)
-    about = dossier.about(plan, features, model, parts, champion, evidence, sources, X, params)
-    report, metrics = build_report(evidence, decision, params, about)
-    return EvaluationRef(decision=decision, report=store.put(report), metrics=metrics)
+    held = contest.hold(plan, X, parts, champion, answered, params)
+    if (why := held.simpler_wins()) is not None:
+        parts, plan = parts.simple(why), plan.model_copy(update={"holdout_uses": plan.holdout_uses + 1})
+        model = _stored(parts, model.train, model.seconds, model.cpu_seconds)
+        held = contest.hold(plan, X, parts, champion, answered, params)
+    report, metrics = dossier.report(plan, features, model, parts, champion, held, X, params)
+    return EvaluationRef(model=model, decision=held.decision, report=store.put(report), metrics=metrics)
 
 
-def refit(plan: TrainPlan, features: FeatureSetRef, model: ModelRef, evaluation: EvaluationRef) -> ShippedRef:
+def refit(plan: TrainPlan, features: FeatureSetRef, evaluation: EvaluationRef) -> ShippedRef:
     """Fits a promoted recipe again on all matured days, by the judged settings and rounds, and holds it against its judged twin.
 
     A rejected candidate, or any with `train.refit` off, stays as it was judged.
@@ -185,7 +189,7 @@ def refit(plan: TrainPlan, features: FeatureSetRef, model: ModelRef, evaluation:
     from ml.packaging.artifacts import Artifacts
     from ml.training.fit import labelled
 
-    params = load_params()
+    params, model = load_params(), evaluation.model
     if evaluation.decision.verdict != "promote" or not params.train.refit:
         why = "the verdict was keep" if params.train.refit else "train.refit is off"
         return ShippedRef(model=model, twin=model.artifacts, decision=again.as_judged(f"ships as it was judged: {why}"))
@@ -480,7 +484,6 @@ def _recipe(bundle: str) -> Recipe:
 
 def _fitted(window: Window, features: FeatureSetRef, winner: Winner) -> ModelRef:
     """A recipe fitted on the rows of a window; its parts go to the store."""
-    from ml import store
     from ml.config import load_params
     from ml.features import stored
     from ml.features.definitions import load_module
@@ -493,15 +496,21 @@ def _fitted(window: Window, features: FeatureSetRef, winner: Winner) -> ModelRef
     table = stored.read(features)
     fitted = fit_model(table, window, module.learned, params, winner.recipe, winner.rounds)
     profile = build_profile(module.numeric, module.text, labelled(table, window))
-    artifacts = Artifacts.make(fitted, winner, profile.model_dump_json().encode())
+    parts = Artifacts.make(fitted, winner, profile.model_dump_json().encode())
+    return _stored(parts, window, time.monotonic() - began, time.process_time() - cpu_began)
+
+
+def _stored(parts: Artifacts, window: Window, seconds: float, cpu_seconds: float) -> ModelRef:
+    from ml import store
+
     return ModelRef(
-        digest=store.sha256(artifacts.onnx),
-        artifacts=store.put(store.pack(artifacts.files())),
-        recipe=winner.recipe,
-        rounds=winner.rounds,
+        digest=store.sha256(parts.onnx),
+        artifacts=store.put(store.pack(parts.files())),
+        recipe=parts.winner.recipe,
+        rounds=parts.winner.rounds,
         train=window,
-        seconds=round(time.monotonic() - began, 3),
-        cpu_seconds=round(time.process_time() - cpu_began, 3),
+        seconds=round(seconds, 3),
+        cpu_seconds=round(cpu_seconds, 3),
     )
 
 

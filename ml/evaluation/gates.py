@@ -84,7 +84,7 @@ def judge(evidence: Evidence, gates: Gates, scoring: Scoring, seed: int) -> Deci
     checks = [
         *_untouched(evidence),
         *_floors(evidence, gates, scoring),
-        _baseline(evidence, against, scoring),
+        _baseline(evidence, against, gates, scoring),
         *_champion(evidence, against, gates, scoring),
         _leak(evidence, gates),
         *_slices(evidence, gates),
@@ -146,11 +146,18 @@ def _floors(evidence: Evidence, gates: Gates, scoring: Scoring) -> list[Check]:
     ]
 
 
-def _baseline(evidence: Evidence, against: Callable[[np.ndarray], Interval], scoring: Scoring) -> Check:
+def _baseline(evidence: Evidence, against: Callable[[np.ndarray], Interval], gates: Gates, scoring: Scoring) -> Check:
+    """Better than the simplest models beyond noise; a refresh, whose recipe has shown that before, must not be worse."""
     bar = best_baseline(evidence, scoring)
     over = against(evidence.baselines[bar])
-    detail = _words(f"{metrics.LOSS[scoring.task]} minus {bar}'s", over, evidence) + ", must be < 0"
-    return Check(name="baseline", passed=over.high < 0, value=over.high, threshold=0.0, n=over.rows, detail=detail)
+    words = _words(f"{metrics.LOSS[scoring.task]} minus {bar}'s", over, evidence)
+    if evidence.kind == "refresh":
+        passed, threshold, wanted = over.verdict(gates.margin) != "worse", gates.margin, f"≤ {gates.margin:g}"
+    else:
+        passed, threshold, wanted = over.verdict(gates.margin) == "better", 0.0, "< 0"
+    return Check(
+        name="baseline", passed=passed, value=over.high, threshold=threshold, n=over.rows, detail=f"{words}, must be {wanted}"
+    )
 
 
 def _champion(evidence: Evidence, against: Callable[[np.ndarray], Interval], gates: Gates, scoring: Scoring) -> list[Check]:

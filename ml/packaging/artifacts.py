@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ml import store
 from ml.packaging.graph import export
+from ml.refs import Recipe
 from ml.training.climatology import Climatology
 from ml.training.encoding import Encoding
 from ml.training.fit import Fitted, Learned
@@ -27,6 +28,12 @@ class Artifacts:
     @classmethod
     def make(cls, fitted: Fitted, winner: Winner, profile: bytes) -> Artifacts:
         return cls(fitted, winner, export(fitted), profile)
+
+    def simple(self, reason: str) -> Artifacts:
+        """The linear model that was fitted beside, on the same rows, as a model of its own."""
+        fitted = replace(self.fitted, members=(self.fitted.linear,))
+        winner = self.winner.model_copy(update={"recipe": Recipe(family="linear", params={}), "rounds": 1, "reason": reason})
+        return Artifacts.make(fitted, winner, self.profile)
 
     def files(self) -> dict[str, bytes]:
         """Name → bytes; the same model gives the same bytes."""

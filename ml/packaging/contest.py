@@ -20,12 +20,13 @@ from ml import metrics
 from ml.config import Params
 from ml.evaluation import slices
 from ml.evaluation.fairness import fairness
-from ml.evaluation.gates import Contender, Evidence, Holdout, best_baseline
+from ml.evaluation.gates import Contender, Evidence, Holdout, best_baseline, judge
 from ml.evaluation.report import scoring_of
+from ml.metrics import Scoring
 from ml.packaging.artifacts import Artifacts
 from ml.packaging.bundle import Bundle
 from ml.packaging.parity import check_parity, inputs, predict, session
-from ml.refs import TrainPlan
+from ml.refs import Decision, TrainPlan
 from ml.training.baseline import predict_climatology
 from ml.training.encoding import Encoding, encode
 
@@ -51,9 +52,25 @@ class Champion:
         return cls(version, bundle, shipped, None if same else Artifacts.load(lineage["twin"]))
 
 
+@dataclass(frozen=True)
+class Held:
+    """A contest and its verdict. `sources`: in how many rows the champion ``answered``, its model was asked, or its ``twin`` was."""
+
+    evidence: Evidence
+    decision: Decision
+    sources: dict[str, int]
+    scoring: Scoring
+
+    def simpler_wins(self) -> str | None:
+        """Why the linear model should be judged instead: trees failed against it; None when they did not."""
+        check = next(c for c in self.decision.checks if c.name == "baseline")
+        linear = "linear" in self.evidence.baselines and best_baseline(self.evidence, self.scoring) == "linear"
+        return f"the simple model wins: {check.detail}" if linear and not check.passed else None
+
+
 def hold(
     plan: TrainPlan, X: pd.DataFrame, parts: Artifacts, champion: Champion | None, answered: Mapping[str, float], params: Params
-) -> tuple[Evidence, dict[str, int]]:
+) -> Held:
     """Lets all answer the holdout's rows, and measures.
 
     Args:
@@ -61,8 +78,6 @@ def hold(
         parts: the candidate's twin.
         answered: what the champion really answered, by entity id; degraded answers left out.
 
-    Returns:
-        The evidence, and in how many rows the champion ``answered``, its model was asked (``computed``), or its ``twin``.
     """
     scoring, fitted = scoring_of(params), parts.fitted
     holdout = Holdout(
@@ -99,7 +114,8 @@ def hold(
             for attribute in params.gates.fairness
         ],
     )  # fmt: skip
-    return _with_slices(evidence, X, fitted.encoding.numeric, params), sources
+    evidence = _with_slices(evidence, X, fitted.encoding.numeric, params)
+    return Held(evidence, judge(evidence, params.gates, scoring, params.train.seed), sources, scoring)
 
 
 def kind(plan: TrainPlan, parts: Artifacts, champion: Champion | None) -> Literal["first model", "refresh", "redesign"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -10,39 +9,40 @@ import pandas as pd
 from ml.config import Params
 from ml.evaluation import explain
 from ml.evaluation.gates import Evidence
+from ml.evaluation.report import build_report
 from ml.packaging import lineage
 from ml.packaging.artifacts import Artifacts
-from ml.packaging.contest import Champion
+from ml.packaging.contest import Champion, Held
 from ml.packaging.refit import as_judged
 from ml.refs import FeatureSetRef, ModelRef, ShippedRef, TrainPlan
 
 
-def about(
+def report(
     plan: TrainPlan,
     features: FeatureSetRef,
     model: ModelRef,
     parts: Artifacts,
     champion: Champion | None,
-    evidence: Evidence,
-    sources: Mapping[str, int],
+    held: Held,
     X: pd.DataFrame,
     params: Params,
-) -> dict[str, Any]:
-    """Sections of the report, as `ml.evaluation.page` knows them.
+) -> tuple[bytes, dict[str, float]]:
+    """The archive of the report, and flat metrics (`ml.evaluation.report.build_report`).
 
     Args:
-        parts: of the judged twin; `sources`: by what the champion was judged, rows of each; X: the holdout's rows.
+        parts: of the judged twin; X: the holdout's rows.
     """
     winner = parts.winner
     judged = ShippedRef(model=model, twin=model.artifacts, decision=as_judged("not decided yet"))
-    return {
+    about = {
         "title": f"{params.problem.name} as of {plan.as_of:%Y-%m-%d %H:%M}",
-        "holdout": {"used_by": [f"v{version}" for version in plan.used_by], "champion_rows": dict(sources) or None},
-        "explanations": explanations(parts, champion, evidence, X, params),
+        "holdout": {"used_by": [f"v{version}" for version in plan.used_by], "champion_rows": held.sources or None},
+        "explanations": explanations(parts, champion, held.evidence, X, params),
         "tuning": {"reason": winner.reason, "trials": winner.trials, "convergence": winner.convergence},
         "lineage": lineage.of(plan, features, judged),
         "card": params.card.model_dump(),
     }
+    return build_report(held.evidence, held.decision, params, about)
 
 
 def explanations(
