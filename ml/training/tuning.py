@@ -191,10 +191,11 @@ def winner(study: str, params: Params, champion: Recipe | None) -> Winner:
     slots = [slot for _, slot in sorted(board.done().items())]
     complete = [slot for slot in slots if slot.outcome.loss is not None]
     recipe = fitted(champion, params) if champion else None
-    named = "the champion's recipe" if recipe else "the linear model"
+    named = "the champion's recipe"
     incumbent = next((slot for slot in complete if slot.recipe == recipe), None)
     if incumbent is None:
-        incumbent, named = next((slot for slot in complete if slot.recipe == LINEAR), None), "the linear model"
+        named = "the linear model"
+        incumbent = next((slot for slot in complete if slot.recipe == LINEAR), None)
     if incumbent is None:
         raise NotFoundError(f"study {study!r} holds no finished trial of {named}", "run the tune step of this plan first")
     chosen, said = incumbent, list[str]()
@@ -203,8 +204,9 @@ def winner(study: str, params: Params, champion: Recipe | None) -> Winner:
         if not rivals:
             continue
         rival = min(rivals, key=lambda slot: (slot.outcome.loss, slot.number))
-        gain = compared(rival.outcome, chosen.outcome, params)
         beside = named if chosen is incumbent else _name(chosen)
+        confidence = params.tune.first_confidence if beside == "the linear model" else params.tune.confidence
+        gain = compared(rival.outcome, chosen.outcome, confidence, params)
         figures = f"{gain.mean:+.5f} [{gain.low:+.5f}, {gain.high:+.5f}] over {gain.days} days"
         if gain.high < 0:
             said.append(f"{_name(rival)} replaces {beside}: loss {figures}, better beyond noise")
@@ -224,12 +226,12 @@ def winner(study: str, params: Params, champion: Recipe | None) -> Winner:
     )
 
 
-def compared(first: Outcome, second: Outcome, params: Params) -> Interval:
+def compared(first: Outcome, second: Outcome, confidence: float, params: Params) -> Interval:
     """Interval of the mean difference in loss, first − second, by whole validation days; negative: the first is better."""
     days = sorted(second.days)
     sums = np.array([first.days[day][0] - second.days[day][0] for day in days])
     counts = np.array([second.days[day][1] for day in days])
-    return paired_sums(sums, counts, params.tune.confidence, params.gates.resamples, params.train.seed)
+    return paired_sums(sums, counts, confidence, params.gates.resamples, params.train.seed)
 
 
 def convergence(slots: Sequence[Slot]) -> list[dict[str, Any]]:
