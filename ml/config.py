@@ -158,7 +158,6 @@ class Tune(Section):
     checkpoint: int = Field(ge=1)
     prune: float = Field(gt=0, le=1)
     confidence: float = Field(gt=0.5, lt=1)
-    first_confidence: float = Field(gt=0.5, lt=1)
     space: dict[str, Dimension] = Field(min_length=1)
     second: Literal["lightgbm"] | None = None
     second_trials: int = Field(0, ge=0)
