@@ -12,7 +12,9 @@ from ml.training import tuning
 from tests.training.test_tuning import Surface, same, small
 
 
-def test_study__in_postgresql_has_the_winner_of_a_file(workspace: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_study__in_postgresql_has_the_winner_of_a_file(
+    workspace: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = small()
     tuning.run_worker("study", (0, 1), params, [], Surface(params))
     in_file = same(tuning.winner("study", params, None))

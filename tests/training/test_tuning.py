@@ -143,6 +143,13 @@ def test_study__a_killed_workers_retry_goes_on_at_once(workspace: Path) -> None:
     assert (states.count(TrialState.FAIL), states.count(TrialState.RUNNING)) == (1, 0)
 
 
+def test_study__a_claim_is_void_at_once_when_its_worker_is_back(workspace: Path) -> None:
+    params = small()
+    assert Board("back", 1, params).claim(0, LINEAR) is not None
+    assert Board("back", 0, params).claim(0, LINEAR) is None
+    assert Board("back", 1, params).claim(0, LINEAR) is not None
+
+
 def test_study__a_dead_workers_claim_is_taken_over_after_a_while(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params = small()
     assert Board("left", 1, params).claim(0, LINEAR) is not None
@@ -255,6 +262,9 @@ def test_pruning__stops_a_trial_at_the_checkpoint_where_it_is_worse(family: str)
     stopped = built.evaluate(recipe, lowered)
     assert (stopped.loss, stopped.curves) == (None, [whole.curves[0], whole.curves[1][:3]])
     assert stopped.cpu_seconds > 0
+    at_the_end = [[*curve[:-1], curve[-1] - 1e-6] for curve in whole.curves]
+    assert built.evaluate(recipe, at_the_end).curves == whole.curves[:1]
+    assert built.evaluate(recipe, [whole.curves[0], at_the_end[1]]).loss == whole.loss  # all is spent: it may as well count
 
 
 @pytest.mark.parametrize("family", ["linear", "xgboost", "lightgbm"])
