@@ -9,7 +9,8 @@ import pytest
 
 from ml import config
 from ml.training import tuning
-from tests.training.test_tuning import Surface, same, small
+from tests.training.small import small
+from tests.training.test_tuning import Surface, same
 
 
 def test_study__in_postgresql_has_the_winner_of_a_file(
