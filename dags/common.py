@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -157,10 +157,13 @@ def naive_utc(moment: str | datetime) -> datetime:
     return datetime(*parsed.timetuple()[:6], parsed.microsecond)  # a plain datetime, also from a pendulum one
 
 
-def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs one step of `ml.steps`: XCom's plain values become the references that its signature names, and back again."""
+def call(name: str, *arguments: Any) -> Any:
+    """Runs the step of this name in `ml.steps`: XCom's plain values become the references that its signature names, and back."""
+    from ml import steps
+
     with step():
-        hints = list(get_type_hints(function).values())
+        function = getattr(steps, name)
+        hints = list(get_type_hints(function, vars(steps)).values())
         outcome = function(*(_parsed(hint, value) for hint, value in zip(hints, arguments, strict=False)))
         return outcome.to_xcom() if isinstance(outcome, Ref) else outcome
 

@@ -40,9 +40,7 @@ def drift() -> None:
 
     @task
     def decide(monitored: Json) -> Json:
-        from ml import steps
-
-        return call(steps.decide, monitored)
+        return call("decide", monitored)
 
     @task(outlets=[RETRAIN_REQUEST])
     def request_retrain(decision: Json, *, outlet_events: Any) -> None:

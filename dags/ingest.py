@@ -48,9 +48,7 @@ def ingest() -> None:
 
     @task
     def validate(landing: Json) -> Json:
-        from ml import steps
-
-        return call(steps.validate, landing)
+        return call("validate", landing)
 
     @task(outlets=[RAW_DATA_UNLESS_BACKFILL])
     def snapshot(*, outlet_events: Any) -> Json:

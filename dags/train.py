@@ -57,57 +57,39 @@ def train() -> None:
 
     @task
     def pull(plan: Json) -> str:
-        from ml import steps
-
-        return call(steps.pull, plan["snapshot"])
+        return call("pull", plan["snapshot"])
 
     @task
     def validate_training(plan: Json) -> Json:
-        from ml import steps
-
-        return call(steps.validate_training, plan)
+        return call("validate_training", plan)
 
     @task
     def features(plan: Json) -> Json:
-        from ml import steps
-
-        return call(steps.features, plan)
+        return call("features", plan)
 
     @task(map_index_template="worker {{ task.op_kwargs['worker'] }}")
     def tune(plan: Json, features: Json, worker: int, workers: int) -> int:
-        from ml import steps
-
-        return call(steps.tune, plan, features, worker, workers)
+        return call("tune", plan, features, worker, workers)
 
     @task
     def fit(plan: Json, features: Json) -> Json:
-        from ml import steps
-
-        return call(steps.fit, plan, features)
+        return call("fit", plan, features)
 
     @task
     def evaluate(plan: Json, features: Json, model: Json) -> Json:
-        from ml import steps
-
-        return call(steps.evaluate, plan, features, model)
+        return call("evaluate", plan, features, model)
 
     @task
     def refit(plan: Json, features: Json, evaluation: Json) -> Json:
-        from ml import steps
-
-        return call(steps.refit, plan, features, evaluation)
+        return call("refit", plan, features, evaluation)
 
     @task
     def package(plan: Json, features: Json, shipped: Json) -> Json:
-        from ml import steps
-
-        return call(steps.package, plan, features, shipped)
+        return call("package", plan, features, shipped)
 
     @task
     def register(plan: Json, features: Json, evaluation: Json, shipped: Json, bundle: Json) -> Json:
-        from ml import steps
-
-        return call(steps.register, plan, features, evaluation, shipped, bundle)
+        return call("register", plan, features, evaluation, shipped, bundle)
 
     @task(outlets=[CANDIDATE])
     def announce(plan: Json, version: Json, *, outlet_events: Any) -> None:

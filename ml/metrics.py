@@ -1,8 +1,8 @@
 """Metric functions: thin names over scikit-learn, with one NaN rule, for the three tasks.
 
-Labels have shape (n,). Answers are probabilities of 1, (n,), for ``binary``; probabilities by class, (n, classes), for ``multiclass``
-with labels 0 … classes-1; numbers, (n,), for ``regression``. A missing value in any argument is an error: a metric over silently
-dropped rows is another metric.
+Labels have shape (n,). Answers are probabilities of 1, (n,), for ``binary``; probabilities by class, (n, classes), for
+``multiclass`` with labels 0 … classes-1; numbers, (n,), for ``regression``. A missing value in any argument is an error: a
+metric over silently dropped rows is another metric.
 """
 
 from __future__ import annotations

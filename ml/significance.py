@@ -1,8 +1,8 @@
 """Is a difference more than noise? Bootstrap over whole days, because rows of one day share weather and delays; DeLong beside it.
 
-All intervals of the bootstrap are *expanded percentile* intervals (Hesterberg 2015, The American Statistician 69:371, section 6.1):
-the plain percentile interval is too short for few blocks, by about what the normal is narrower than Student's t; reading the
-bootstrap distribution further out makes up for it.
+All intervals of the bootstrap are *expanded percentile* intervals (Hesterberg 2015, The American Statistician 69:371, section
+6.1): the plain percentile interval is too short for few blocks, by about what the normal is narrower than Student's t; reading
+the bootstrap distribution further out makes up for it.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ def data_docs(validation: ValidationRef) -> str:
 
 
 def plan(as_of: datetime, reason: str, trigger: str, run_key: str) -> TrainPlan:
-    """Fixes everything that a training run depends on: data version, windows, recipes to try, and the champion to beat, as known at
-    `as_of`.
+    """Fixes everything that a training run depends on: data version, windows, recipes to try, and the champion to beat, as
+    known at `as_of`.
     """
     from ml.config import load_params
     from ml.data import snapshots

@@ -339,10 +339,10 @@ def auc(last: date, small: bool) -> None:
     from ml import metrics
     from ml.config import load_params
     from ml.evaluation.ablation import Settings, answers, groups
-    from ml.evaluation.significance import paired_by_day
     from ml.features import stored
     from ml.features.definitions import load_module
-    from ml.refs import Window
+    from ml.refs import Recipe, Window
+    from ml.significance import paired_by_day
     from ml.training.fit import labelled
     from ml.training.splits import split
 
@@ -352,7 +352,7 @@ def auc(last: date, small: bool) -> None:
     moments = [datetime(2013, 2, 10, 3)] if small else [datetime(2013, 5, 2, 3), datetime(2013, 8, 2, 3)]
     outside = {"request", "weather", "plane"}
     history = {name for group, names in groups(module).items() if group not in outside for name in names}
-    chosen = {name: d.default for name, d in params.tune.space.items()}
+    chosen = Recipe(family="xgboost", params={name: d.default for name, d in params.tune.space.items()})
     table = []
     for as_of in moments:
         windows = split(as_of, params.train)

@@ -284,8 +284,9 @@ def first_model() -> Any:
     plan = steps.plan(datetime.combine(FIRST, datetime.min.time()) + 3 * HOUR, "benchmark", "manual", "bench")
     features = steps.features(plan)
     steps.tune(plan, features, 0, 1)
-    model = steps.fit(plan, features)
-    version = steps.register(plan, features, model, steps.evaluate(plan, features, model), steps.package(plan, features, model))
+    evaluation = steps.evaluate(plan, features, steps.fit(plan, features))
+    shipped = steps.refit(plan, features, evaluation)
+    version = steps.register(plan, features, evaluation, shipped, steps.package(plan, features, shipped))
     return version.model_copy(update={"verdict": "promote"})
 
 

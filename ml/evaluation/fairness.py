@@ -41,5 +41,7 @@ def fairness(attribute: str, y_true: np.ndarray, decided: np.ndarray, group_of: 
         seen = {group: bool((y_true[group_of == group] == label).any()) for group in large.index}
         large[rate] = large[rate].where([seen[group] for group in large.index])
     spreads = [float(large[rate].max() - large[rate].min()) for rate in ("true_positive_rate", "false_positive_rate")]
-    groups = [{"group": str(group), **{k: float(v) for k, v in row.items()}} for group, row in table.iterrows()]
+    groups: list[dict[str, float | str]] = [
+        {"group": str(group), **{str(k): float(v) for k, v in row.items()}} for group, row in table.iterrows()
+    ]
     return Fairness(attribute, float(np.nanmax(spreads)) if len(large) > 1 else float("nan"), groups)

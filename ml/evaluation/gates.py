@@ -123,7 +123,9 @@ def _comparer(evidence: Evidence, gates: Gates, scoring: Scoring, seed: int) -> 
 
 
 def _untouched(evidence: Evidence) -> list[Check]:
-    """Nobody is judged on rows that it learned from: value = hours from what a model learned last to the first row it is judged on."""
+    """Nobody is judged on rows that it learned from: value = hours from what a model learned last to the first row it is
+    judged on.
+    """
     checks = []
     for model in (evidence.candidate, evidence.champion):
         if model is not None:

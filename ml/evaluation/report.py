@@ -19,8 +19,9 @@ from ml.refs import Decision
 from ml.significance import Interval, auc_by_day, delong, paid, paired_by_day
 
 REUSE = (
-    "Bonferroni's inequality over the models that were judged on the most used day (Dunn 1961, JASA 56:52): with k uses each interval "
-    "has confidence 1 − (1 − confidence) / k, so false verdicts stay as rare, over all models that share days, as for one model on new days"
+    "Bonferroni's inequality over the models that were judged on the most used day (Dunn 1961, JASA 56:52): with k uses each "
+    "interval has confidence 1 − (1 − confidence) / k, so false verdicts stay as rare, over all models that share days, as for "
+    "one model on new days"
 )
 
 
@@ -131,12 +132,18 @@ def _area_verdict(interval: Interval) -> str:
 def _slice(judged: Judged, evidence: Evidence, scoring: Scoring) -> dict[str, Any]:
     rows = judged.slice.rows
     found = metrics.summary(evidence.holdout.y_true[rows], evidence.candidate.answers[rows], scoring) if judged.n else {}
-    difference = judged.difference
+    difference, score = judged.difference, metrics.SCORE[scoring.task]
     return {
-        "slice": judged.slice.name, "n": judged.n, "days": judged.days, "loss": judged.loss, "reference_loss": judged.reference_loss,
-        "difference": None if difference is None else {"mean": difference.mean, "low": difference.low, "high": difference.high},
-        metrics.SCORE[scoring.task]: found.get(metrics.SCORE[scoring.task]), "verdict": judged.verdict, "found": judged.slice.found,
-    }  # fmt: skip
+        "slice": judged.slice.name,
+        "n": judged.n,
+        "days": judged.days,
+        "loss": judged.loss,
+        "reference_loss": judged.reference_loss,
+        "difference": difference and {"mean": difference.mean, "low": difference.low, "high": difference.high},
+        score: found.get(score),
+        "verdict": judged.verdict,
+        "found": judged.slice.found,
+    }
 
 
 def _pictures(

@@ -30,7 +30,9 @@ class Slice:
 
 @dataclass(frozen=True)
 class Judged:
-    """A slice's losses. `difference`: candidate less reference, None where it was not judged; `verdict`: ok, worse, too few rows."""
+    """A slice's losses. `difference`: candidate less reference, None where it was not judged; `verdict`: ok, worse, too few
+    rows.
+    """
 
     slice: Slice
     n: int

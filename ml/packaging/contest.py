@@ -1,7 +1,8 @@
 """The contest on the holdout: what candidate, champion and baselines answer to the same rows, and all that the gates look at.
 
-A recipe is judged by its *twin*, fitted on days before the holdout alone. The champion is judged by what it really answered on those
-days; where no good answer of it was logged, by what its model says; and on days that it has learned from since, by its own twin.
+A recipe is judged by its *twin*, fitted on days before the holdout alone. The champion is judged by what it really answered on
+those days; where no good answer of it was logged, by what its model says; and on days that it has learned from since, by its
+own twin.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class Champion:
 
 @dataclass(frozen=True)
 class Held:
-    """A contest and its verdict. `sources`: in how many rows the champion ``answered``, its model was asked, or its ``twin`` was."""
+    """A contest and its verdict. `sources`: in how many rows the champion ``answered``, its model was asked, or its ``twin``
+    was.
+    """
 
     evidence: Evidence
     decision: Decision
@@ -175,7 +178,8 @@ def _feature_scores(encoding: Encoding, X: pd.DataFrame, y_true: np.ndarray, par
 
 
 def latencies(graphs: Sequence[tuple[bytes, Sequence[str], Sequence[str]]], X: pd.DataFrame) -> list[float]:
-    """Median milliseconds for one row of each graph, on one thread as it is served; they take turns, so that all meet the same noise.
+    """Median milliseconds for one row of each graph, on one thread as it is served; they take turns, so that all meet the same
+    noise.
 
     Args:
         graphs: (ONNX bytes, numeric features, text features).

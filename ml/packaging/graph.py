@@ -80,12 +80,12 @@ def _columns(parts: _Parts, encoding: Encoding) -> list[str]:
     for i, name in enumerate(encoding.text):
         picked = parts.node("Gather", ["text", parts.constant(f"text_at_{i}", np.array([i]))], f"text_{i}", axis=1)
         for k, (column, prior) in enumerate(zip(encoding.text_columns(name), encoding.priors, strict=True)):
-            rates = encoding.rates[column]
-            keys, values = list(rates), list(rates.values())
-            columns.append(
-                parts.node("LabelEncoder", [picked], f"rate_{i}_{k}", domain="ai.onnx.ml", keys_strings=keys, values_floats=values,
-                           default_float=prior)
-            )  # fmt: skip
+            attributes = {
+                "keys_strings": list(encoding.rates[column]),
+                "values_floats": list(encoding.rates[column].values()),
+                "default_float": prior,
+            }
+            columns.append(parts.node("LabelEncoder", [picked], f"rate_{i}_{k}", domain="ai.onnx.ml", **attributes))
     return columns
 
 

@@ -31,13 +31,15 @@ def held_against_twin(refitted: Artifacts, twin: Artifacts, X: pd.DataFrame, par
     inputs = [(parts.fitted.encoding.numeric, parts.fitted.encoding.text) for parts in (refitted, twin)]
     parity = check_parity(refitted.onnx, refitted.fitted, X, params.gates.parity_tolerance, params.serving.threshold)
     size, limits = len(refitted.onnx) / 1e6, params.gates
+    worst, compared = max(c.value or 0.0 for c in parity.checks), sum(c.n for c in parity.checks)
+    same, what = inputs[0] == inputs[1], f"loss on days that it has learned from (its twin's {losses[1]:.4f})"
     checks = [
-        Check(name="schema", passed=inputs[0] == inputs[1], value=None, threshold=None, n=n, detail="inputs of the graph are the twin's"),
+        Check(name="schema", passed=same, value=None, threshold=None, n=n, detail="inputs of the graph are the twin's"),
         _at_most("close_answers", shift, limits.max_refit_shift, n, "mean |Δ answer| to the judged twin"),
-        _at_most("loss", losses[0], losses[1] + limits.margin, n, f"loss on days that it has learned from (its twin's {losses[1]:.4f})"),
+        _at_most("loss", losses[0], losses[1] + limits.margin, n, what),
         *_calibration(y_true, new, params, n),
-        Check(name="parity", passed=parity.passed, value=max(c.value or 0.0 for c in parity.checks), threshold=limits.parity_tolerance,
-              n=sum(c.n for c in parity.checks), detail=parity.reason),
+        Check(name="parity", passed=parity.passed, value=worst, threshold=limits.parity_tolerance, n=compared,
+              detail=parity.reason),
         _at_most("size", size, limits.max_size_mb, n, "size of the graph, MB"),
     ]  # fmt: skip
     failed = [c for c in checks if not c.passed]

@@ -18,9 +18,9 @@ LARGEST = np.finfo(np.float32).max
 class Encoding(BaseModel):
     """How features become columns, in this order: numeric as they are, cyclic as (sine, cosine), text as the smoothed label rate.
 
-    `numeric` and `text` are the graph's inputs in order; a feature with a period in `periods` is cyclic. Text becomes one column: the
-    mean of the label; or, for a multiclass label, one for each class. `rates` has an entry per such column, `priors` what unknown
-    and missing text gets: one number, or one for each class.
+    `numeric` and `text` are the graph's inputs in order; a feature with a period in `periods` is cyclic. Text becomes one
+    column: the mean of the label; or, for a multiclass label, one for each class. `rates` has an entry per such column,
+    `priors` what unknown and missing text gets: one number, or one for each class.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,7 +84,9 @@ def cycle(period: int) -> np.ndarray:
 
 
 def encode(encoding: Encoding, X: pd.DataFrame) -> np.ndarray:
-    """float32, shape (n, len(encoding.columns)). Missing numbers stay NaN; infinite ones become the largest float32; unknown or missing text becomes the prior."""
+    """float32, shape (n, len(encoding.columns)). Missing numbers stay NaN; infinite ones become the largest float32; unknown
+    or missing text becomes the prior.
+    """
     columns = []
     for name in encoding.numeric:
         values = X[name].to_numpy(np.float32)

@@ -30,7 +30,9 @@ class Learned(Ref):
 
 @dataclass(frozen=True)
 class Fitted:
-    """Everything that `fit_model` learned. The answer is the mean of the members', of which there is one unless `train.ensemble`."""
+    """Everything that `fit_model` learned. The answer is the mean of the members', of which there is one unless
+    `train.ensemble`.
+    """
 
     members: tuple[Model, ...]
     encoding: Encoding
@@ -49,8 +51,8 @@ class Fitted:
     def contributions(self, X: pd.DataFrame) -> pd.DataFrame:
         """Share of each feature in the margin (log-odds; the number itself for regression), one column per feature and ``base``.
 
-        Shape (n, features + 1); for a multiclass task the margin is that of the likeliest class less the others' mean. Members are
-        averaged; columns of one feature are added up.
+        Shape (n, features + 1); for a multiclass task the margin is that of the likeliest class less the others' mean. Members
+        are averaged; columns of one feature are added up.
         """
         matrix = encode(self.encoding, X)
         found = np.mean([member.contributions(matrix) for member in self.members], axis=0)

@@ -148,9 +148,9 @@ class LightGBM:
 
     @classmethod
     def of(cls, booster: Any, task: Task) -> Self:
-        """Moves each threshold to a quarter above the float32 below it. For float32 inputs no comparison changes; as a float32, which
-        ONNX makes of it, it is that one; and LightGBM's reader, which is not exact, cannot push it across. A threshold that parts
-        zero from the rest moves away from it, because LightGBM takes anything up to 1e-35 for zero.
+        """Moves each threshold to a quarter above the float32 below it. For float32 inputs no comparison changes; as a float32,
+        which ONNX makes of it, it is that one; and LightGBM's reader, which is not exact, cannot push it across. A threshold
+        that parts zero from the rest moves away from it, because LightGBM takes anything up to 1e-35 for zero.
         """
         lines = booster.model_to_string().split("\n")
         made = [
@@ -209,8 +209,8 @@ class Linear:
 
     @classmethod
     def load(cls, raw: bytes, task: Task) -> Self:
-        stored = json.loads(raw)
-        return cls(*(np.array(stored[name]) for name in _ARRAYS), task=task)
+        medians, means, scales, weights, intercepts = (np.array(json.loads(raw)[name]) for name in _ARRAYS)
+        return cls(medians, means, scales, weights, intercepts, task)
 
     @classmethod
     def fit(cls, X: np.ndarray, y_true: np.ndarray, settings: Settings, rounds: int, task: Task) -> Self:

@@ -183,9 +183,9 @@ def _first_claimed(board: Board, missing: Sequence[int], wanted: Mapping[int, Re
 def winner(study: str, params: Params, champion: Recipe | None) -> Winner:
     """The recipe to fit: the incumbent's, unless another is better beyond noise on the validation days.
 
-    The incumbent is the champion's recipe. Where there is none in the study, it is the best trial of the first family; whether trees
-    are better than the linear model at all is judged on the holdout. The best of a second family must in turn beat the recipe that
-    was chosen so far.
+    The incumbent is the champion's recipe. Where there is none in the study, it is the best trial of the first family; whether
+    trees are better than the linear model at all is judged on the holdout. The best of a second family must in turn beat the
+    recipe that was chosen so far.
 
     Raises:
         NotFoundError: the study holds no finished trial.

@@ -243,7 +243,11 @@ def test_winner__the_incumbent_stays_unless_another_is_better_beyond_noise(works
 
 def test_winner__without_champion_is_the_best_of_the_first_family(workspace: Path) -> None:
     params = small()
-    put("first", params, [(LINEAR, outcome(0.4)), (default(params), outcome(0.49, 0.2)), (default(params, max_depth=8), outcome(0.48))])
+    put(
+        "first",
+        params,
+        [(LINEAR, outcome(0.4)), (default(params), outcome(0.49, 0.2)), (default(params, max_depth=8), outcome(0.48))],
+    )
     for champion in (None, default(params, max_depth=3)):  # that champion is not in the study
         found = tuning.winner("first", params, champion)
         assert (found.recipe, found.reason) == (default(params, max_depth=8), "trial 2 (xgboost) is the best of 3: loss 0.48000")
