@@ -200,7 +200,7 @@ def package(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> Bundle
     from ml.errors import IntegrityError
     from ml.features import stored
     from ml.packaging import bento, bundle, examples, lineage, parity
-    from ml.packaging.artifacts import Artifacts
+    from ml.packaging.artifacts import Artifacts, dump
     from ml.training.fit import labelled
 
     params, parts = load_params(), Artifacts.load(model.artifacts)
@@ -222,6 +222,7 @@ def package(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> Bundle
         lineage=lineage.of(plan, features, model, parts.winner.params),
         examples=examples.record(snapshots.restore(plan.snapshot), plan, parts, X),
         profile=parts.profile,
+        explainer=dump(parts.fitted),
     )
     tag, bento_archive = bento.build_bento(archive, params.problem.name, {"model": model.digest[:12]})
     return BundleRef(
