@@ -94,14 +94,18 @@ def shift(candidate: Mapping[str, float], champion: Mapping[str, float]) -> tupl
     """
     p, q = _normalised(candidate, "candidate"), _normalised(champion, "champion")
     if not p or not q:
-        same = not p and not q
-        return float(not same), "neither model uses a feature" if same else f"the {'champion' if p else 'candidate'} uses no feature"
+        if not p and not q:
+            return 0.0, "neither model uses a feature"
+        return 1.0, f"the {'champion' if p else 'candidate'} uses no feature"
     moved = {name: p.get(name, 0.0) - q.get(name, 0.0) for name in sorted({*p, *q})}
     distance = min(sum(map(abs, moved.values())) / 2, 1.0)
     gained, lost = max(moved, key=lambda name: moved[name]), min(moved, key=lambda name: moved[name])
     if moved[gained] <= 0:  # shares of a sum: when none gained, none lost
         return 0.0, "both models weigh their features alike"
-    change = [f"{name} {verb} most ({q.get(name, 0.0):.1%} → {p.get(name, 0.0):.1%})" for name, verb in ((gained, "gained"), (lost, "lost"))]  # fmt: skip
+    change = [
+        f"{name} {verb} most ({q.get(name, 0.0):.1%} → {p.get(name, 0.0):.1%})"
+        for name, verb in ((gained, "gained"), (lost, "lost"))
+    ]
     return distance, f"{distance:.1%} of the importance moved: {', '.join(change)}"
 
 
@@ -162,7 +166,7 @@ def _shares(contributions: pd.DataFrame) -> pd.DataFrame:
 
 def _ordered(means: pd.Series) -> dict[str, float]:
     """Largest first; equal ones by name, so that the same model gives the same order."""
-    return {name: float(value) for name, value in sorted(means.items(), key=lambda item: (-item[1], item[0]))}
+    return dict(sorted(((str(name), float(value)) for name, value in means.items()), key=lambda item: (-item[1], item[0])))
 
 
 def _normalised(importances: Mapping[str, float], whose: str) -> dict[str, float]:
