@@ -102,10 +102,8 @@ def shift(candidate: Mapping[str, float], champion: Mapping[str, float]) -> tupl
     gained, lost = max(moved, key=lambda name: moved[name]), min(moved, key=lambda name: moved[name])
     if moved[gained] <= 0:  # shares of a sum: when none gained, none lost
         return 0.0, "both models weigh their features alike"
-    change = [
-        f"{name} {verb} most ({q.get(name, 0.0):.1%} → {p.get(name, 0.0):.1%})"
-        for name, verb in ((gained, "gained"), (lost, "lost"))
-    ]
+    moves = ((gained, "gained"), (lost, "lost"))
+    change = [f"{name} {verb} most ({q.get(name, 0.0):.1%} → {p.get(name, 0.0):.1%})" for name, verb in moves]
     return distance, f"{distance:.1%} of the importance moved: {', '.join(change)}"
 
 
