@@ -100,8 +100,8 @@ def shift(candidate: Mapping[str, float], champion: Mapping[str, float]) -> tupl
     moved = {name: p.get(name, 0.0) - q.get(name, 0.0) for name in sorted({*p, *q})}
     distance = min(sum(map(abs, moved.values())) / 2, 1.0)
     gained, lost = max(moved, key=lambda name: moved[name]), min(moved, key=lambda name: moved[name])
-    if moved[gained] <= 0:  # shares of a sum: when none gained, none lost
-        return 0.0, "both models weigh their features alike"
+    if distance < 5e-4:  # it would be shown as 0.0 %
+        return distance, "both models weigh their features alike"
     moves = ((gained, "gained"), (lost, "lost"))
     change = [f"{name} {verb} most ({q.get(name, 0.0):.1%} → {p.get(name, 0.0):.1%})" for name, verb in moves]
     return distance, f"{distance:.1%} of the importance moved: {', '.join(change)}"
