@@ -22,7 +22,7 @@ WHOLE = Window(start=date(2013, 1, 1), end=date(2013, 1, 31))
 
 
 def made_up(features: Sequence[Feature], rows: int = 2000, seed: int = 1) -> pd.DataFrame:
-    """30 days; the label depends on the first number and the first text. Some numbers are missing."""
+    """30 days; the label depends on the first number and on which texts are EWR. Some numbers are missing."""
     draw = np.random.default_rng(seed)
     columns: dict[str, np.ndarray] = {}
     for feature in features:
@@ -33,8 +33,8 @@ def made_up(features: Sequence[Feature], rows: int = 2000, seed: int = 1) -> pd.
         else:
             columns[feature.name] = np.where(draw.random(rows) < 0.05, np.nan, draw.normal(size=rows))
     number = next(f.name for f in features if f.kind == "numeric")
-    text = next(f.name for f in features if f.kind == "text")
-    margin = 2 * np.nan_to_num(columns[number]) + (columns[text] == "EWR")
+    texts = [columns[f.name] == "EWR" for f in features if f.kind == "text"]
+    margin = 2 * np.nan_to_num(columns[number]) + np.sum(texts, axis=0)
     label = (draw.random(rows) < 1 / (1 + np.exp(-margin))) * 1.0
     times = pd.Timestamp("2013-01-01") + pd.to_timedelta(np.sort(draw.integers(0, 30 * 24, rows)), unit="h")
     return pd.DataFrame(columns | {"label": label, "event_time": times})

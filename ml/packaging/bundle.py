@@ -143,7 +143,7 @@ class Bundle:
             IntegrityError: it cannot be read, or learned from other features than the card names.
         """
         files = self.explainer_files()
-        from ml.packaging.artifacts import load  # XGBoost and pandas: a service that never explains must not pay for them
+        from ml.packaging.artifacts import load  # imports XGBoost: a service that never explains must not pay for it
 
         try:
             found = load(files)
