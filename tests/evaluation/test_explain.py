@@ -97,8 +97,14 @@ SHARES = pd.DataFrame({"a": [3.0, -3.0, 0.0], "b": [1.0, 1.0, 9.0], "c": [0.0, 0
 def test_by_slice__top_three_of_each__by_mean_size() -> None:
     slices = {"early": np.array([True, True, False]), "last": np.array([False, False, True]), "none": np.zeros(3, bool)}
     assert explain.by_slice(SHARES, slices) == [
-        {"slice": "early", "top": [{"feature": "a", "value": 3.0}, {"feature": "b", "value": 1.0}, {"feature": "d", "value": 0.5}]},
-        {"slice": "last", "top": [{"feature": "b", "value": 9.0}, {"feature": "d", "value": 2.0}, {"feature": "c", "value": 1.0}]},
+        {
+            "slice": "early",
+            "top": [{"feature": "a", "value": 3.0}, {"feature": "b", "value": 1.0}, {"feature": "d", "value": 0.5}],
+        },
+        {
+            "slice": "last",
+            "top": [{"feature": "b", "value": 9.0}, {"feature": "d", "value": 2.0}, {"feature": "c", "value": 1.0}],
+        },
         {"slice": "none", "top": []},
     ]
 
@@ -129,7 +135,12 @@ def test_shift__only_the_scale_differs__none() -> None:
 @pytest.mark.parametrize(
     ("candidate", "champion", "distance", "words"),
     [
-        ({"a": 1.0}, {"b": 2.0}, 1.0, "100.0% of the importance moved: a gained most (0.0% → 100.0%), b lost most (100.0% → 0.0%)"),
+        (
+            {"a": 1.0},
+            {"b": 2.0},
+            1.0,
+            "100.0% of the importance moved: a gained most (0.0% → 100.0%), b lost most (100.0% → 0.0%)",
+        ),
         ({}, {}, 0.0, "neither model uses a feature"),
         ({"a": 0.0}, {"a": 2.0}, 1.0, "the candidate uses no feature"),
         ({"a": 1.0}, {}, 1.0, "the champion uses no feature"),

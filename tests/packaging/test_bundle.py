@@ -96,7 +96,9 @@ def model() -> Fitted:
 
 def test_fitted__bundle_with_explainer__answers_as_the_model(workspace: Path, model: Fitted) -> None:
     bundle = Bundle.load(store.put(explained_bundle(model)))
-    features = pd.DataFrame([example.features for example in bundle.examples]).astype(dict.fromkeys(model.encoding.numeric, float))
+    features = pd.DataFrame([example.features for example in bundle.examples]).astype(
+        dict.fromkeys(model.encoding.numeric, float)
+    )
     assert bundle.fitted().predict(features).tolist() == model.predict(features).tolist()
     assert bundle.fitted().predict(features).tolist() == pytest.approx([e.probability for e in bundle.examples], abs=1e-6)
 
