@@ -82,12 +82,13 @@ def test_explain__landed_and_live_rows__the_answer_that_scoring_gives(released: 
         entity, probability = next(iter(answers.items()))
         shown = explain("--entity", entity, "--top", "5")
         assert f"version 1 answers {probability:.4f}" in shown
-        numbers = [float(found) for found in re.findall(r" ([+-]\d+\.\d{4})(?:  |$)", shown, re.MULTILINE)]
+        numbers = [float(found) for found in re.findall(r" ([+-]\d+\.\d{4})(?= *▇*│|$)", shown, re.MULTILINE)]
         base, *contributions, margin = numbers
         assert len(contributions) == 6  # five named, and the others
         assert base + sum(contributions) == pytest.approx(margin, abs=5e-4)
         assert [abs(c) for c in contributions[:5]] == sorted((abs(c) for c in contributions[:5]), reverse=True)
         assert "▇" * 16 in shown
+        print(shown)
         assert "+0.69 doubles the odds of 1" in shown
 
 

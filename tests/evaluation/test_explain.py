@@ -111,7 +111,7 @@ def test_by_slice__top_three_of_each__by_mean_size() -> None:
 
 @pytest.mark.parametrize("mask", [np.ones(2, bool), np.array([0, 1, 1])], ids=["too_short", "not_bool"])
 def test_by_slice__mask_that_is_none__named(mask: np.ndarray) -> None:
-    with pytest.raises(EvergreenError, match="slice 'odd' is .* contributions have 3 rows"):
+    with pytest.raises(EvergreenError, match=r"slice 'odd' is .* contributions have 3 rows"):
         explain.by_slice(SHARES, {"odd": mask})
 
 
@@ -153,7 +153,7 @@ def test_shift__edges(candidate: dict[str, float], champion: dict[str, float], d
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
 def test_shift__no_importance__refused_and_named(bad: float) -> None:
-    with pytest.raises(EvergreenError, match="importances of the champion are negative or not finite: {'b'"):
+    with pytest.raises(EvergreenError, match=r"importances of the champion are negative or not finite: \{'b'"):
         explain.shift({"a": 1.0}, {"a": 1.0, "b": bad})
 
 
