@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from ml.packaging.artifacts import dump
 from ml.packaging.bundle import Bundle
 from ml.packaging.graph import export
 from ml.serving import manifest
-from ml.serving.log import read_online
+from ml.serving.explaining import Explainer
+from ml.serving.log import Entry, read_online
+from ml.serving.schema import Explanation
 from ml.training.fit import Fitted
 from tests.sample_bundle import EVENT_TIME, REQUEST, fresh_features, graph, sample_bundle, sample_parts, stored
 from tests.sample_models import explained_bundle, served
@@ -159,6 +163,30 @@ def test_openapi__tells_of_explanations(serve: Serve, archive: bytes) -> None:
     assert (parameter["name"], parameter["schema"]["default"]) == ("explain", False)
     assert "at most 100 rows" in parameter["description"]
     assert {"Answer", "Explained", "Explanation", "Contribution"} <= set(document["components"]["schemas"])
+
+
+def test_explain__takes_long__other_answers_do_not_wait(archive: bytes, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    explaining, go_on, explained = threading.Event(), threading.Event(), []
+    whole = Explainer.explain
+
+    def slow(self: Explainer, entries: Sequence[Entry]) -> list[Explanation | None]:
+        explaining.set()
+        assert go_on.wait(30)
+        return whole(self, entries)
+
+    monkeypatch.setattr(Explainer, "explain", slow)
+    deploy(archive)
+    with serve() as client:
+        eventually(lambda: serves(client, "1"))
+        asker = threading.Thread(target=lambda: explained.append(ask(client, REQUEST)))
+        asker.start()
+        try:
+            assert explaining.wait(10)
+            assert ask(client, REQUEST, query="")["probability"] > 0  # or the client gives up
+        finally:
+            go_on.set()
+            asker.join()
+    assert explained[0]["explanation"] is not None
 
 
 NEVER_EXPLAINED = """
