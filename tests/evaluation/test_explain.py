@@ -68,6 +68,12 @@ def test_rows__values_and_order__as_the_row_has_them(model: Fitted) -> None:
     assert [part["feature"] for part in named] == [found["contributions"][0]["feature"], "others"]
 
 
+def test_rows__shares_of_both_signs__ordered_by_size(model: Fitted) -> None:
+    for row in explain.rows(model, ROWS, top=3):
+        sizes = [abs(part["contribution"]) for part in row["contributions"]]
+        assert sizes == sorted(sizes, reverse=True)
+
+
 def test_rows__none__no_explanations(model: Fitted) -> None:
     assert explain.rows(model, ROWS.head(0), top=3) == []
 

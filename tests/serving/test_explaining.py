@@ -22,6 +22,7 @@ from ml.packaging.artifacts import dump
 from ml.packaging.bundle import Bundle
 from ml.packaging.graph import export
 from ml.serving import manifest
+from ml.serving.answering import FALLBACK, NO_STORE, Serving
 from ml.serving.explaining import Explainer
 from ml.serving.log import Entry, read_online
 from ml.serving.schema import Explanation
@@ -111,8 +112,20 @@ def test_explain__bundle_of_an_earlier_version__answered_and_flagged(serve: Serv
     assert 'evergreen_flags_total{flag="explanation_missing"} 1.0' in told
 
 
-def test_explain__fallback__that_row_alone_is_flagged(serve: Serve, model: Fitted) -> None:
-    parts = sample_parts()  # a graph that fails on what it does not know, and an explainer that answers as it does to the rest
+def test_explain__one_fallback_of_two__that_row_alone_is_flagged(workspace: Path, archive: bytes) -> None:
+    serving = Serving.of(Bundle.from_bytes(archive), "1")
+    rows, _ = serving.schema.parse(json.dumps([REQUEST, REQUEST]).encode())
+    (first, second), entries, _ = serving.answer(NO_STORE, rows, "mine")
+    second = second.model_copy(update={"flags": [*second.flags, FALLBACK]})
+    plain, fallback = serving.explain([first, second], entries)
+    assert plain.explanation is not None
+    assert plain.flags == ["features_missing"]
+    assert fallback.explanation is None
+    assert fallback.flags == ["features_missing", "fallback_baseline", "explanation_missing"]
+
+
+def test_explain__fallback__answered_and_flagged(serve: Serve, model: Fitted) -> None:
+    parts = sample_parts()  # a graph that fails on what it does not know
     fails = graph(0.0, len(parts["numeric"]), len(parts["text"]), unknown=float("nan"))
     deploy(sample_bundle(model=fails, explainer=dump(model)))
     with serve() as client:
