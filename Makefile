@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast demo bench-features up down status
+.PHONY: help setup lock lint format test test-fast demo bench-features bench-tuning up down status
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -63,6 +63,9 @@ demo: $(STAMP)  ## the whole story on real data, with visible progress; starts c
 
 bench-features: $(STAMP)  ## the feature store beside its alternatives; some minutes
 	@$(BIN)/python -m ops.bench_features
+
+bench-tuning: $(STAMP)  ## the search beside the usual ones, on three months; half an hour
+	@$(BIN)/python -m ops.bench_tuning --picture docs/tuning.png
 
 up: $(STAMP)  ## start Airflow, MLflow and the prediction service
 	@$(BIN)/python -m ops.services up

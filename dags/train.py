@@ -14,8 +14,9 @@ DOC = """
 ### train: one candidate, judged and registered
 
 **What** — nightly at 03:00 UTC, or when `drift` asks for it (asset `retrain_request`; its reason is stored with the model). `plan` fixes
-windows and data version, `pull` restores exactly that version, `tune` runs on parallel workers that share one study, `evaluate` judges the
-candidate on days that neither it nor the champion has learnt from. `announce` emits asset `candidate` when the verdict is *promote*.
+windows and data version, `pull` restores exactly that version, `tune` runs on parallel workers that share one study, `fit` makes the twin,
+`evaluate` judges it by all gates on days that neither it nor the champion has learnt from, `refit` fits what was promoted up to the last
+matured day. `announce` emits asset `candidate` when the verdict is *promote*.
 
 **Who is called** — the data team, on *failed*. A rejected candidate is a **success**: it is registered, `announce` is *skipped* and the
 champion stays. A backfill registers models marked `backfill`, announces nothing and never moves the champion.
@@ -27,7 +28,8 @@ champion stays. A backfill registers models marked `backfill`, announces nothing
 | `validate_training` | the training rows broke a rule | the message names it; mend the data, start a new run |
 | `features`, `tune`, `fit` | code, memory or a killed worker | read the log; clear the task: it starts again and registers one version |
 | `evaluate` | the holdout could not be judged (not: judged badly) | read the log |
-| `package` | ONNX and the booster disagree beyond `gates.parity_tolerance` | do not ship it; keep the run for the engineer |
+| `refit` | the recipe could not be fitted again | read the log; clear the task |
+| `package` | ONNX and the model disagree beyond `gates.parity_tolerance` | do not ship it; keep the run for the engineer |
 | `register` | the registry does not answer | check `EVERGREEN_MLFLOW`; clear the task |
 
 **By hand** — give *as of* to train as if it were that moment. `airflow backfill create --dag-id train …` trains past nights.
@@ -90,16 +92,22 @@ def train() -> None:
         return call(steps.evaluate, plan, features, model)
 
     @task
-    def package(plan: Json, features: Json, model: Json) -> Json:
+    def refit(plan: Json, features: Json, evaluation: Json) -> Json:
         from ml import steps
 
-        return call(steps.package, plan, features, model)
+        return call(steps.refit, plan, features, evaluation)
 
     @task
-    def register(plan: Json, features: Json, model: Json, evaluation: Json, bundle: Json) -> Json:
+    def package(plan: Json, features: Json, shipped: Json) -> Json:
         from ml import steps
 
-        return call(steps.register, plan, features, model, evaluation, bundle)
+        return call(steps.package, plan, features, shipped)
+
+    @task
+    def register(plan: Json, features: Json, evaluation: Json, shipped: Json, bundle: Json) -> Json:
+        from ml import steps
+
+        return call(steps.register, plan, features, evaluation, shipped, bundle)
 
     @task(outlets=[CANDIDATE])
     def announce(plan: Json, version: Json, *, outlet_events: Any) -> None:
@@ -116,7 +124,9 @@ def train() -> None:
     tuned = tune.partial(plan=planned, features=table, workers=workers).expand(worker=list(range(workers)))
     model = fit(planned, table)
     [tuned, checked] >> model
-    version = register(planned, table, model, evaluate(planned, table, model), package(planned, table, model))
+    verdict = evaluate(planned, table, model)
+    shipped = refit(planned, table, verdict)
+    version = register(planned, table, verdict, shipped, package(planned, table, shipped))
     announce(planned, version)
 
 

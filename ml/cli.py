@@ -28,6 +28,7 @@ WRITES = {
     "validate": "validation",
     "fit": "model",
     "evaluate": "evaluation",
+    "refit": "shipped",
     "package": "bundle",
     "register": "version",
 }
@@ -48,6 +49,7 @@ EXAMPLES = {
     "tune": "evergreen tune --worker 0 --workers 1",
     "fit": "evergreen fit",
     "evaluate": "evergreen evaluate",
+    "refit": "evergreen refit",
     "package": "evergreen package",
     "register": "evergreen register",
     "smoke": "evergreen smoke",
@@ -246,7 +248,7 @@ def features_ablation(refs: Refs = None) -> None:
         for name, kind in (("plan", TrainPlan), ("features", FeatureSetRef), ("model", ModelRef))
     )
     parts, module = Artifacts.load(model.artifacts), load_module(params)
-    settings_ = removal.Settings(parts.winner.params, parts.winner.rounds, plan.train, plan.holdout)
+    settings_ = removal.Settings(parts.winner.recipe, parts.winner.rounds, plan.train, plan.holdout)
     found = removal.ablation(
         stored.read(made),
         module.learned,
@@ -255,14 +257,11 @@ def features_ablation(refs: Refs = None) -> None:
         params,
         lambda what: typer.echo(f"fit {what}", err=True),
     )
-    typer.echo(f"{'WITHOUT':<16}{'features':>9}{'AUC lost':>10}{'log-loss added':>16}  {'interval':<20}  removing it")
+    typer.echo(f"{'WITHOUT':<16}{'features':>9}{'score lost':>11}{'loss added':>15}  {'interval':<20}  removing it")
     for a in found:
-        interval = f"[{a.log_loss_added.low:+.4f}, {a.log_loss_added.high:+.4f}]"
-        typer.echo(
-            f"{a.group:<16}{a.features:>9}{a.auc_lost:>+10.4f}{a.log_loss_added.mean:>+16.4f}  {interval:<20}  {a.verdict}"
-        )
-    left_out = removal.unused(parts.fitted.booster, parts.fitted.encoding)
-    typer.echo(f"never asked about: {', '.join(left_out) or 'none'}")
+        interval = f"[{a.loss_added.low:+.4f}, {a.loss_added.high:+.4f}]"
+        typer.echo(f"{a.group:<16}{a.features:>9}{a.score_lost:>+11.4f}{a.loss_added.mean:>+15.4f}  {interval:<20}  {a.verdict}")
+    typer.echo(f"never asked about: {', '.join(parts.fitted.unused) or 'none'}")
 
 
 @app.command("training-set")
@@ -322,7 +321,7 @@ def metrics(refs: Refs = None, out: Path = Path("pipeline")) -> None:
     (out / "metrics.json").write_text(json.dumps({"rows": report["rows"], **rounded}, indent=2) + "\n")
     daily = report["by_day"]
     lines = [
-        {"day": day, **{who: round(loss[i], 6) for who, loss in daily["log_loss"].items()}} for i, day in enumerate(daily["days"])
+        {"day": day, **{who: round(loss[i], 6) for who, loss in daily["loss"].items()}} for i, day in enumerate(daily["days"])
     ]
     (out / "by_day.json").write_text(json.dumps(lines, indent=2) + "\n")
 

@@ -169,9 +169,20 @@ class Tune(Section):
             raise ValueError(f"second = {self.second} needs second_trials ≥ 1 and a second_space")
         return self
 
+    def integers(self, family: FamilyName) -> set[str]:
+        """The family's searched settings that are whole numbers."""
+        space = {"xgboost": self.space, "lightgbm": self.second_space, "linear": {}}[family]
+        return {name for name, dimension in space.items() if dimension.int}
+
 
 class Baseline(Section):
     climatology: list[str] = Field(min_length=1)
+
+
+class Card(Section):
+    owner: str
+    intended_use: str
+    limits: list[str]
 
 
 class Evaluation(Section):
@@ -238,12 +249,15 @@ class Params(Section):
     tune: Tune
     baseline: Baseline
     evaluation: Evaluation
+    card: Card
     gates: Gates
     serving: Serving
     monitoring: Monitoring
 
     @model_validator(mode="after")
     def _table_exists(self) -> Self:
+        if self.gates.fairness and self.problem.task != "binary":
+            raise ValueError("gates.fairness compares error rates of 0/1 decisions: leave it empty, or make problem.task binary")
         if self.problem.table not in self.tables:
             raise ValueError(f"problem.table {self.problem.table!r} is not among tables: {', '.join(self.tables)}")
         if self.tables[self.problem.table].event_time is None:

@@ -124,7 +124,7 @@ def pinball(y_true: np.ndarray, answers: np.ndarray, quantile: float) -> float:
     return float(sk.mean_pinball_loss(y_true, answers, alpha=quantile))
 
 
-def summary(y_true: np.ndarray, answers: np.ndarray, scoring: Scoring = Scoring()) -> dict[str, float]:  # noqa: B008  # frozen
+def summary(y_true: np.ndarray, answers: np.ndarray, scoring: Scoring = Scoring()) -> dict[str, float]:  # frozen
     """All metrics of the task. R² is NaN when the label does not vary."""
     _check(y_true, answers)
     if scoring.task == "regression":

@@ -177,9 +177,11 @@ class Decision(Ref):
 class EvaluationRef(Ref):
     """What the holdout said: the gate's decision and the stored report."""
 
+    model: ModelRef
+    """What was judged: the fitted model, or the linear one beside it where that wins."""
     decision: Decision
     report: str
-    """Digest of the stored archive: report.json and pictures."""
+    """Digest of the stored archive: report.json, the page, the card and pictures."""
     metrics: dict[str, float]
 
 

@@ -19,7 +19,9 @@ from ml.refs import (
     LandingRef,
     ModelRef,
     MonitorRef,
+    Recipe,
     ScoreRef,
+    ShippedRef,
     SnapshotRef,
     TrainPlan,
     ValidationRef,
@@ -28,7 +30,9 @@ from ml.refs import (
 )
 
 if TYPE_CHECKING:
+    from ml.packaging.artifacts import Artifacts
     from ml.serving.manifest import Deployed
+    from ml.training.tuning import Winner
 
 
 # ---- ingest
@@ -66,14 +70,19 @@ def data_docs(validation: ValidationRef) -> str:
 
 
 def plan(as_of: datetime, reason: str, trigger: str, run_key: str) -> TrainPlan:
-    """Fixes everything that a training run depends on: data version, windows, and the champion to beat, as known at `as_of`."""
+    """Fixes everything that a training run depends on: data version, windows, recipes to try, and the champion to beat, as known at
+    `as_of`.
+    """
     from ml.config import load_params
     from ml.data import snapshots
+    from ml.training import history
     from ml.training.splits import split
 
     params = load_params()
     windows = split(as_of, params.train)
     champion = _champion(as_of)
+    recipe = _recipe(champion.bundle) if champion else None
+    used_by, uses = history.uses(windows.holdout, as_of, run_key)
     return TrainPlan(
         run_key=run_key,
         as_of=as_of,
@@ -85,7 +94,10 @@ def plan(as_of: datetime, reason: str, trigger: str, run_key: str) -> TrainPlan:
         folds=windows.folds,
         champion_version=champion.version if champion else None,
         champion_digest=champion.bundle if champion else None,
-        champion_params=_tuned(champion.bundle) if champion else None,
+        champion_recipe=recipe,
+        warm=history.warm(recipe, as_of, run_key),
+        holdout_uses=uses,
+        used_by=used_by,
     )
 
 
@@ -118,111 +130,107 @@ def features(plan: TrainPlan) -> FeatureSetRef:
 
 
 def tune(plan: TrainPlan, features: FeatureSetRef, worker: int, workers: int) -> int:
-    """Runs the share of worker number `worker` (from 0) of `workers` in the plan's study; returns how many trials it did now."""
+    """Takes part as worker number `worker` (from 0) of `workers` in the plan's study; returns how many trials it did now."""
     from ml.config import load_params
     from ml.features import stored
     from ml.features.definitions import load_module
-    from ml.training.fit import fold_objective
+    from ml.training import folds
     from ml.training.tuning import run_worker
 
     params = load_params()
-    objective = fold_objective(stored.read(features), plan.folds, load_module(params).learned, params)
-    return run_worker(_study(plan, features), (worker, workers), params.tune, plan.champion_params, params.train.seed, objective)
+    built = folds.build(stored.read(features), plan.folds, load_module(params).learned, params)
+    return run_worker(_study(plan, features), (worker, workers), params, plan.warm, built)
 
 
 def fit(plan: TrainPlan, features: FeatureSetRef) -> ModelRef:
-    """Fits the study's winner on the train window, with the simple models and the reference profile beside it."""
-    from ml import store
+    """Fits the study's choice on the train window: the twin that is judged, with the simple models and the reference profile."""
     from ml.config import load_params
-    from ml.features import stored
-    from ml.features.definitions import load_module
-    from ml.monitoring.profiles import build_profile
-    from ml.packaging.artifacts import Artifacts
-    from ml.training.fit import fit_model, labelled
     from ml.training.tuning import winner
 
-    began, cpu_began = time.monotonic(), time.process_time()
-    params, module = load_params(), load_module(load_params())
-    table, best = stored.read(features), winner(_study(plan, features))
-    fitted = fit_model(table, plan.train, module.learned, params, best)
-    profile = build_profile(module.numeric, module.text, labelled(table, plan.train))
-    artifacts = Artifacts.make(fitted, best, profile.model_dump_json().encode())
-    return ModelRef(
-        digest=store.sha256(artifacts.onnx),
-        artifacts=store.put(store.pack(artifacts.files())),
-        rounds=best.rounds,
-        train=plan.train,
-        seconds=round(time.monotonic() - began, 3),
-        cpu_seconds=round(time.process_time() - cpu_began, 3),
-    )
+    return _fitted(plan.train, features, winner(_study(plan, features), load_params(), plan.champion_recipe))
 
 
 def evaluate(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> EvaluationRef:
-    """Judges the candidate on the holdout: floor, baselines, and the champion on the same rows."""
+    """Judges the twin on the holdout by all gates: floors, baselines, the champion on the same rows, slices, parity and more.
+
+    Trees that are not better than the linear model beside them give way to it.
+    """
     from ml import store
     from ml.config import load_params
-    from ml.evaluation.gates import Contender, judge
-    from ml.evaluation.report import build_report
     from ml.features import stored
+    from ml.monitoring import collect
+    from ml.packaging import contest, dossier
     from ml.packaging.artifacts import Artifacts
-    from ml.packaging.bundle import Bundle
-    from ml.packaging.parity import predict, session
-    from ml.training.baseline import predict_climatology
-    from ml.training.encoding import encode
     from ml.training.fit import labelled
 
     params, parts = load_params(), Artifacts.load(model.artifacts)
     X = labelled(stored.read(features), plan.holdout)
-    y_true, days = X["label"].to_numpy(), X["event_time"].dt.date.astype(str).to_numpy()
-    encoding = parts.fitted.encoding
-    candidate = Contender("candidate", predict(session(parts.onnx), encoding.numeric, encoding.text, X), model.train.end)
-    baselines = {
-        "climatology": predict_climatology(parts.fitted.climatology, X),
-        "logistic": parts.fitted.logistic.predict(encode(encoding, X)),
-    }
-    champion = None
+    champion, answered = None, {}
     if plan.champion_digest and plan.champion_version:
-        bundle = Bundle.load(plan.champion_digest)
-        y_proba = predict(session(bundle.model), bundle.card.numeric, bundle.card.text, X)
-        trained_until = date.fromisoformat(bundle.card.lineage["trained_until"])
-        champion = Contender(f"v{plan.champion_version}", y_proba, trained_until)
-    decision = judge(y_true, days, candidate, champion, baselines, plan.holdout, params.gates, params.train.seed)
-    answers = {"candidate": candidate.y_proba} | ({"champion": champion.y_proba} if champion else {}) | baselines
-    report, metrics = build_report(y_true, days, answers, decision)
-    return EvaluationRef(decision=decision, report=store.put(report), metrics=metrics)
+        champion = contest.Champion.load(plan.champion_version, plan.champion_digest)
+        answered = collect.answered(plan.champion_version, plan.holdout)
+    held = contest.hold(plan, X, parts, champion, answered, params)
+    if (why := held.simpler_wins()) is not None:
+        parts, plan = parts.simple(why), plan.model_copy(update={"holdout_uses": plan.holdout_uses + 1})
+        model = _stored(parts, model.train, model.seconds, model.cpu_seconds)
+        held = contest.hold(plan, X, parts, champion, answered, params)
+    report, metrics = dossier.report(plan, features, model, parts, champion, held, X, params)
+    return EvaluationRef(model=model, decision=held.decision, report=store.put(report), metrics=metrics)
 
 
-def package(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> BundleRef:
-    """Proves that the graph answers as the booster does, and packs what serving needs: bundle and Bento."""
+def refit(plan: TrainPlan, features: FeatureSetRef, evaluation: EvaluationRef) -> ShippedRef:
+    """Fits a promoted recipe again on all matured days, by the judged settings and rounds, and holds it against its judged twin.
+
+    A rejected candidate, or any with `train.refit` off, stays as it was judged.
+    """
+    from ml.config import load_params
+    from ml.features import stored
+    from ml.packaging import refit as again
+    from ml.packaging.artifacts import Artifacts
+    from ml.training.fit import labelled
+
+    params, model = load_params(), evaluation.model
+    if evaluation.decision.verdict != "promote" or not params.train.refit:
+        why = "the verdict was keep" if params.train.refit else "train.refit is off"
+        return ShippedRef(model=model, twin=model.artifacts, decision=again.as_judged(f"ships as it was judged: {why}"))
+    twin = Artifacts.load(model.artifacts)
+    refitted = _fitted(again.window(plan), features, twin.winner)
+    X = labelled(stored.read(features), plan.holdout)
+    decision = again.held_against_twin(Artifacts.load(refitted.artifacts), twin, X, params)
+    return ShippedRef(model=refitted, twin=model.artifacts, decision=decision)
+
+
+def package(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> BundleRef:
+    """Proves that the graph answers as the model does, and packs what serving needs: bundle and Bento."""
     from ml import store
     from ml.config import load_params
     from ml.data import snapshots
     from ml.errors import IntegrityError
     from ml.features import stored
-    from ml.packaging import bento, bundle, examples, lineage, parity
-    from ml.packaging.artifacts import Artifacts, dump
+    from ml.packaging import artifacts, bento, bundle, examples, lineage, parity
     from ml.training.fit import labelled
 
-    params, parts = load_params(), Artifacts.load(model.artifacts)
+    params, model = load_params(), shipped.model
+    parts = artifacts.Artifacts.load(model.artifacts)
     encoding, X = parts.fitted.encoding, labelled(stored.read(features), plan.holdout)
-    decision = parity.check_parity(parts.onnx, parts.fitted.booster, encoding, X, params.gates.parity_tolerance)
+    decision = parity.check_parity(parts.onnx, parts.fitted, X, params.gates.parity_tolerance, params.serving.threshold)
     if not decision.passed:
-        raise IntegrityError(f"the graph of {model.digest[:12]} differs from its booster: {decision.reason}", "do not ship it")
+        raise IntegrityError(f"the graph of {model.digest[:12]} differs from its model: {decision.reason}", "do not ship it")
     spec = params.tables[params.problem.table]
     archive = bundle.build(
         name=params.problem.name,
         model=parts.onnx,
-        task="binary",
+        task=params.problem.task,
         numeric=encoding.numeric,
         text=encoding.text,
         threshold=params.serving.threshold,
         request={c: t for c, t in spec.columns.items() if c not in spec.outcomes},
         params={s: d for s, d in params.model_dump(mode="json").items() if s in ("problem", "tables", "features", "serving")},
         climatology=parts.fitted.climatology,
-        lineage=lineage.of(plan, features, model, parts.winner.params),
+        lineage=lineage.of(plan, features, shipped),
         examples=examples.record(snapshots.restore(plan.snapshot), plan, parts, X),
         profile=parts.profile,
-        explainer=dump(parts.fitted),
+        explainer=artifacts.dump(parts.fitted),
     )
     tag, bento_archive = bento.build_bento(archive, params.problem.name, {"model": model.digest[:12]})
     return BundleRef(
@@ -231,52 +239,63 @@ def package(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> Bundle
 
 
 def register(
-    plan: TrainPlan, features: FeatureSetRef, model: ModelRef, evaluation: EvaluationRef, bundle: BundleRef
+    plan: TrainPlan, features: FeatureSetRef, evaluation: EvaluationRef, shipped: ShippedRef, bundle: BundleRef
 ) -> VersionRef:
-    """Logs the run and registers the version, once per plan, whatever the verdict; the gate's decision goes to the ledger."""
+    """Logs the run and registers the version, once per plan, whatever the verdict; the gate's decision goes to the ledger.
+
+    The verdict is *promote* when the gates said so, and the refit is still the model that was judged.
+    """
     from ml import ledger, store, tracking
     from ml.config import load_params
     from ml.features.definitions import load_module
     from ml.packaging import lineage
     from ml.packaging.artifacts import Artifacts
 
-    params, parts = load_params(), Artifacts.load(model.artifacts)
-    used = [*parts.fitted.encoding.numeric, *parts.fitted.encoding.text]
-    report, verdict = store.unpack(store.get(evaluation.report)), evaluation.decision.verdict
-    backfill = plan.trigger == "backfill"
-    tags = lineage.of(plan, features, model, parts.winner.params) | {
+    params, model, decision = load_params(), shipped.model, evaluation.decision
+    parts, report = Artifacts.load(model.artifacts), store.unpack(store.get(evaluation.report))
+    encoding, backfill = parts.fitted.encoding, plan.trigger == "backfill"
+    verdict, reason = decision.verdict, decision.reason
+    if shipped.decision.verdict == "differs":
+        verdict, reason = "keep", shipped.decision.reason
+    tags = lineage.of(plan, features, shipped) | {
         "verdict": verdict,
         "backfill": str(backfill).lower(),
         "bundle": bundle.digest,
         "bento": bundle.bento,
+        "report": evaluation.report,
     }
+    files = parts.files()
     run_id, version = tracking.log_and_register(
         plan.run_key,
         params.problem.name,
         title=f"{plan.as_of:%Y-%m-%d %H:%M} {plan.trigger}",
-        params=parts.winner.params | {"rounds": model.rounds} | {k: str(v) for k, v in params.train.model_dump().items()},
-        metrics=evaluation.metrics | {"tuning_log_loss": parts.winner.log_loss, "fit_cpu_seconds": model.cpu_seconds},
+        params=model.recipe.params
+        | {"family": model.recipe.family, "rounds": model.rounds}
+        | {k: str(v) for k, v in params.train.model_dump().items()},
+        metrics=evaluation.metrics | {"tuning_loss": parts.winner.loss, "fit_cpu_seconds": model.cpu_seconds},
         tags=tags,
-        artifacts={name: parts.files()[name] for name in ("encoding.json", "climatology.json", "profile.json", "tuning.json")}
-        | {"report.json": report["report.json"]},
+        artifacts={name: files[name] for name in ("encoding.json", "climatology.json", "profile.json", "tuning.json")}
+        | {name: report[name] for name in ("report.json", "report.html", "card.md")},
         plots={name: content for name, content in report.items() if name.endswith(".png")},
         onnx=parts.onnx,
-        numeric=parts.fitted.encoding.numeric,
-        text=parts.fitted.encoding.text,
+        numeric=encoding.numeric,
+        text=encoding.text,
         dataset=(f"raw {features.window}", plan.snapshot.digest),
-        description=f"{verdict}: {evaluation.decision.reason}\n\nTrained because: {plan.reason}",
+        description=report["card.md"].decode(),
     )
     if load_module(params).views:
         from ml.features import repository
 
-        repository.register_service(params, version, used)
+        repository.register_service(params, version, [*encoding.numeric, *encoding.text])
     evidence = {
         "plan": plan.to_xcom(),
-        "decision": evaluation.decision.to_xcom(),
+        "decision": decision.to_xcom(),
+        "refit": shipped.decision.to_xcom(),
+        "recipe": model.recipe.to_xcom(),
         "metrics": evaluation.metrics,
         "run_id": run_id,
     }
-    ledger.record("gate", f"gate-{plan.run_key}", plan.as_of, f"v{version}", verdict, evaluation.decision.reason, evidence)
+    ledger.record("gate", f"gate-{plan.run_key}", plan.as_of, f"v{version}", verdict, reason, evidence)
     return VersionRef(
         version=version, bundle=bundle.digest, model=model.digest, verdict=verdict, backfill=backfill, run_id=run_id
     )
@@ -456,12 +475,44 @@ def _require_champion(as_of: datetime) -> Deployed:
     return champion
 
 
-def _tuned(bundle: str) -> dict[str, float]:
-    """The settings that the search chose for a packaged model."""
+def _recipe(bundle: str) -> Recipe:
+    """What the search chose for a packaged model."""
     from ml.packaging.bundle import Bundle
 
-    tuned: dict[str, float] = json.loads(Bundle.load(bundle).card.lineage["tuned"])
-    return tuned
+    lineage = Bundle.load(bundle).card.lineage
+    return Recipe(family=lineage["family"], params=json.loads(lineage["tuned"]))
+
+
+def _fitted(window: Window, features: FeatureSetRef, winner: Winner) -> ModelRef:
+    """A recipe fitted on the rows of a window; its parts go to the store."""
+    from ml.config import load_params
+    from ml.features import stored
+    from ml.features.definitions import load_module
+    from ml.monitoring.profiles import build_profile
+    from ml.packaging.artifacts import Artifacts
+    from ml.training.fit import fit_model, labelled
+
+    began, cpu_began = time.monotonic(), time.process_time()
+    params, module = load_params(), load_module(load_params())
+    table = stored.read(features)
+    fitted = fit_model(table, window, module.learned, params, winner.recipe, winner.rounds)
+    profile = build_profile(module.numeric, module.text, labelled(table, window))
+    parts = Artifacts.make(fitted, winner, profile.model_dump_json().encode())
+    return _stored(parts, window, time.monotonic() - began, time.process_time() - cpu_began)
+
+
+def _stored(parts: Artifacts, window: Window, seconds: float, cpu_seconds: float) -> ModelRef:
+    from ml import store
+
+    return ModelRef(
+        digest=store.sha256(parts.onnx),
+        artifacts=store.put(store.pack(parts.files())),
+        recipe=parts.winner.recipe,
+        rounds=parts.winner.rounds,
+        train=window,
+        seconds=round(seconds, 3),
+        cpu_seconds=round(cpu_seconds, 3),
+    )
 
 
 def _study(plan: TrainPlan, features: FeatureSetRef) -> str:
@@ -471,13 +522,13 @@ def _study(plan: TrainPlan, features: FeatureSetRef) -> str:
     from ml.config import load_params
 
     params = load_params()
-    identity = [features.digest, params.tune.digest(), params.train.digest(), json.dumps(plan.champion_params, sort_keys=True)]
+    identity = [features.digest, params.tune.digest(), params.train.digest(), json.dumps([r.to_xcom() for r in plan.warm])]
     identity += [f"{fit}/{validation}" for fit, validation in plan.folds]
     return f"{params.problem.name}-{hashlib.sha256('/'.join(identity).encode()).hexdigest()[:16]}"
 
 
 def _expected_log_loss(version: str) -> float:
-    """The champion's holdout log-loss, from the ledger's gate entry."""
+    """The log-loss of the champion's judged twin on its holdout, from the ledger's gate entry."""
     from ml import ledger
     from ml.errors import NotFoundError
 

@@ -185,7 +185,7 @@ def recipe(rows: Rows, trials: int) -> dict[str, Any]:
         chosen: dict[str, Any] = {"n_estimators": trial.suggest_int("n_estimators", *ESTIMATORS)}
         for key, d in rows.params.tune.space.items():
             draw = trial.suggest_int if d.int else trial.suggest_float
-            chosen[key] = draw(key, d.low, d.high, log=d.log)  # type: ignore[operator]
+            chosen[key] = draw(key, d.low, d.high, log=d.log)
         score = cross_val_score(model(chosen), rows.X, rows.y, cv=3, scoring="neg_log_loss", n_jobs=1).mean()
         steps.append({"cpu": spent() - began, "loss": -float(score), "chosen": chosen})
         if len(steps) % 10 == 0:

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import xgboost as xgb
 
 from ml import metrics
 from ml.config import Params
-from ml.evaluation.significance import Interval, paired_by_day
 from ml.features.definitions import Feature, FeatureModule
-from ml.refs import Window
-from ml.training import booster
-from ml.training.encoding import Encoding, encode, fit_encoding
-from ml.training.fit import labelled
+from ml.metrics import Scoring
+from ml.refs import Recipe, Window
+from ml.significance import Interval, paired_by_day
+from ml.training.fit import fit_model, labelled
 
 
 @dataclass(frozen=True)
@@ -25,24 +23,24 @@ class Ablated:
 
     group: str
     features: int
-    auc_lost: float
-    """AUC of all features less AUC without the group."""
-    log_loss_added: Interval
-    """Log-loss without the group less that of all features, nats a row."""
+    score_lost: float
+    """AUC (macro-F1, R²) of all features less that without the group."""
+    loss_added: Interval
+    """Loss without the group less that of all features: log-loss in nats, or squared error."""
 
     @property
     def verdict(self) -> str:
         """``hurts`` beyond noise to remove, ``helps`` beyond noise, or ``no difference``."""
-        if self.log_loss_added.low > 0:
+        if self.loss_added.low > 0:
             return "hurts"
-        return "helps" if self.log_loss_added.high < 0 else "no difference"
+        return "helps" if self.loss_added.high < 0 else "no difference"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings and rounds that every refit uses, and the windows."""
+    """The recipe and rounds that every refit uses, and the windows."""
 
-    chosen: Mapping[str, float]
+    recipe: Recipe
     rounds: int
     train: Window
     holdout: Window
@@ -77,6 +75,11 @@ def ablation(
     """
     holdout = labelled(table, settings.holdout)
     y_true, days = holdout["label"].to_numpy(), holdout["event_time"].dt.date.astype(str).to_numpy()
+    task, scoring = params.problem.task, Scoring(params.problem.task)
+
+    def score(answered: np.ndarray) -> float:
+        return metrics.summary(y_true, answered, scoring)[metrics.SCORE[task]]
+
     progress("all features")
     whole = answers(table, features, settings, params)
     found = []
@@ -84,31 +87,18 @@ def ablation(
         progress(f"without {group}")
         without = answers(table, [f for f in features if f.name not in names], settings, params)
         added = paired_by_day(
-            metrics.log_losses(y_true, without),
-            metrics.log_losses(y_true, whole),
+            metrics.losses(task, y_true, without),
+            metrics.losses(task, y_true, whole),
             days,
             params.gates.confidence,
             params.gates.resamples,
             params.train.seed,
         )
-        found.append(Ablated(group, len(names), metrics.auc(y_true, whole) - metrics.auc(y_true, without), added))
-    return sorted(found, key=lambda a: -a.log_loss_added.mean)
+        found.append(Ablated(group, len(names), score(whole) - score(without), added))
+    return sorted(found, key=lambda a: -a.loss_added.mean)
 
 
 def answers(table: pd.DataFrame, features: Sequence[Feature], settings: Settings, params: Params) -> np.ndarray:
-    """Probabilities, shape (n,), for the labelled holdout rows, by a model that is fitted on these features alone."""
-    rows = labelled(table, settings.train)
-    y_true = rows["label"].to_numpy()
-    encoding = fit_encoding(features, rows, y_true)
-    integers = {name for name, d in params.tune.space.items() if d.int}
-    parameters = booster.settings(params.train, settings.chosen, integers, params.train.threads)
-    fitted = booster.fit_rounds(encode(encoding, rows), y_true, parameters, settings.rounds)
-    return np.asarray(fitted.inplace_predict(encode(encoding, labelled(table, settings.holdout))), dtype=float)
-
-
-def unused(fitted: xgb.Booster, encoding: Encoding) -> list[str]:
-    """Features that no split of the booster asks about, in the order of the encoding's inputs."""
-    asked = {encoding.columns[int(name.removeprefix("f"))] for name in fitted.get_score(importance_type="weight")}
-    parts = {name: {f"{name}_sin", f"{name}_cos"} if name in encoding.periods else {name} for name in encoding.numeric}
-    parts |= {name: {name} for name in encoding.text}
-    return [name for name, columns in parts.items() if not columns & asked]
+    """Answers, shape (n,) or (n, classes), to the labelled holdout rows, by a model that is fitted on these features alone."""
+    fitted = fit_model(table, settings.train, features, params, settings.recipe, settings.rounds)
+    return fitted.predict(labelled(table, settings.holdout))

@@ -84,7 +84,7 @@ def judge(evidence: Evidence, gates: Gates, scoring: Scoring, seed: int) -> Deci
     checks = [
         *_untouched(evidence),
         *_floors(evidence, gates, scoring),
-        _baseline(evidence, against, scoring),
+        _baseline(evidence, against, gates, scoring),
         *_champion(evidence, against, gates, scoring),
         _leak(evidence, gates),
         *_slices(evidence, gates),
@@ -146,22 +146,28 @@ def _floors(evidence: Evidence, gates: Gates, scoring: Scoring) -> list[Check]:
     ]
 
 
-def _baseline(evidence: Evidence, against: Callable[[np.ndarray], Interval], scoring: Scoring) -> Check:
+def _baseline(evidence: Evidence, against: Callable[[np.ndarray], Interval], gates: Gates, scoring: Scoring) -> Check:
+    """Better than the simplest models beyond noise; a refresh, whose recipe has shown that before, must not be worse."""
     bar = best_baseline(evidence, scoring)
     over = against(evidence.baselines[bar])
-    detail = _words(f"{metrics.LOSS[scoring.task]} minus {bar}'s", over, evidence) + ", must be < 0"
-    return Check(name="baseline", passed=over.high < 0, value=over.high, threshold=0.0, n=over.rows, detail=detail)
+    words = _words(f"{metrics.LOSS[scoring.task]} minus {bar}'s", over, evidence)
+    if evidence.kind == "refresh":
+        passed, threshold, wanted = over.verdict(gates.margin) != "worse", gates.margin, f"≤ {gates.margin:g}"
+    else:
+        passed, threshold, wanted = over.verdict(gates.margin) == "better", 0.0, "< 0"
+    return Check(
+        name="baseline", passed=passed, value=over.high, threshold=threshold, n=over.rows, detail=f"{words}, must be {wanted}"
+    )
 
 
-def _champion(
-    evidence: Evidence, against: Callable[[np.ndarray], Interval], gates: Gates, scoring: Scoring
-) -> list[Check]:
+def _champion(evidence: Evidence, against: Callable[[np.ndarray], Interval], gates: Gates, scoring: Scoring) -> list[Check]:
     if evidence.champion is None:
         return []
     over = against(evidence.champion.answers)
     verdict = over.verdict(gates.margin)
     simpler = (
-        evidence.candidate.leaves <= SIMPLER * evidence.champion.leaves and evidence.candidate.features <= evidence.champion.features
+        evidence.candidate.leaves <= SIMPLER * evidence.champion.leaves
+        and evidence.candidate.features <= evidence.champion.features
     )
     words = _words(f"{verdict}: {metrics.LOSS[scoring.task]} minus {evidence.champion.name}'s", over, evidence)
     if evidence.kind == "refresh" or simpler:
@@ -185,7 +191,9 @@ def _slices(evidence: Evidence, gates: Gates) -> list[Check]:
     if not evidence.slices:
         return []
     if not judged:
-        return [Check(name="slices", passed=False, value=None, threshold=gates.slice_margin, n=0, detail="no slice is large enough")]
+        return [
+            Check(name="slices", passed=False, value=None, threshold=gates.slice_margin, n=0, detail="no slice is large enough")
+        ]
     worst = max(judged, key=lambda s: s.difference.low if s.difference else -np.inf)
     assert worst.difference is not None
     detail = (
@@ -194,7 +202,9 @@ def _slices(evidence: Evidence, gates: Gates) -> list[Check]:
         f"{gates.slice_margin:g}"
     )
     passed = worst.difference.low <= gates.slice_margin
-    return [Check(name="slices", passed=passed, value=worst.difference.low, threshold=gates.slice_margin, n=worst.n, detail=detail)]
+    return [
+        Check(name="slices", passed=passed, value=worst.difference.low, threshold=gates.slice_margin, n=worst.n, detail=detail)
+    ]
 
 
 def _fairness(evidence: Evidence, gates: Gates) -> list[Check]:
@@ -228,7 +238,9 @@ def _parity(evidence: Evidence, gates: Gates) -> Check:
 
 
 def _latency(evidence: Evidence, gates: Gates) -> list[Check]:
-    checks = [_at_most("latency", evidence.latency_ms, gates.max_latency_ms, evidence.n, "median time of the graph for one row, ms")]
+    checks = [
+        _at_most("latency", evidence.latency_ms, gates.max_latency_ms, evidence.n, "median time of the graph for one row, ms")
+    ]
     if evidence.champion is not None:
         mine, theirs = evidence.latency_ms, evidence.champion_latency_ms
         ratio = mine / theirs if mine is not None and theirs else None

@@ -155,7 +155,9 @@ def _pictures(
     importance: Sequence[Mapping[str, Any]] = (report.get("explanations") or {}).get("importance", [])
     if importance:
         champion = [row["champion"] for row in importance] if importance[0].get("champion") is not None else None
-        made["importance.png"] = plots.importance([r["feature"] for r in importance], [r["candidate"] for r in importance], champion)
+        made["importance.png"] = plots.importance(
+            [r["feature"] for r in importance], [r["candidate"] for r in importance], champion
+        )
     if (report.get("tuning") or {}).get("convergence"):
         made["convergence.png"] = plots.convergence(report["tuning"]["convergence"])
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -49,7 +50,9 @@ def declared(params: Evaluation, X: pd.DataFrame) -> list[Slice]:
     made = []
     for feature, bands in params.slices.items():
         if feature not in X.columns:
-            raise ConfigError(f"evaluation.slices names {feature!r}, which is no feature", "name a feature: evergreen features list")
+            raise ConfigError(
+                f"evaluation.slices names {feature!r}, which is no feature", "name a feature: evergreen features list"
+            )
         values = X[feature]
         labels = _banded(values.to_numpy(float), bands) if bands else values.map(_shown).to_numpy(object)
         common = pd.Series(labels).value_counts().index[:MAX_VALUES]
@@ -107,8 +110,8 @@ def judge(
             difference = paired_by_day(candidate[rows], reference[rows], days[rows], confidence, gates.resamples, seed)
             verdict = "worse" if difference.low > gates.slice_margin else "ok"
         n = int(rows.sum())
-        means = [float(loss[rows].mean()) if n else float("nan") for loss in (candidate, reference)]
-        judged.append(Judged(part, n, len(np.unique(days[rows])), *means, difference, verdict))
+        mine, theirs = (float(loss[rows].mean()) if n else float("nan") for loss in (candidate, reference))
+        judged.append(Judged(part, n, len(np.unique(days[rows])), mine, theirs, difference, verdict))
     return judged
 
 
@@ -118,7 +121,7 @@ def labels_of(X: pd.DataFrame, feature: str) -> np.ndarray:
 
 
 def _banded(values: np.ndarray, bands: Sequence[float]) -> np.ndarray:
-    names = [f"below {bands[0]:g}", *(f"{a:g} – {b:g}" for a, b in zip(bands, bands[1:], strict=False)), f"from {bands[-1]:g}"]
+    names = [f"below {bands[0]:g}", *(f"{a:g} – {b:g}" for a, b in pairwise(bands)), f"from {bands[-1]:g}"]
     at = np.searchsorted(np.array(bands), values, side="right")
     return np.where(np.isnan(values), "missing", np.array(names, dtype=object)[np.minimum(at, len(bands))])
 

@@ -9,6 +9,8 @@ import pandas as pd
 import pyarrow as pa
 
 from ml.batch.score import read_batch
+from ml.features.inputs import midnight
+from ml.refs import Window
 from ml.serving.log import read_online
 
 
@@ -20,6 +22,13 @@ def predictions(start: datetime, end: datetime) -> pd.DataFrame:
     online = read_online(start, end).to_pandas().sort_values("logged_at", kind="stable")
     answers = pd.concat([part for part in (online, read_batch(start, end)) if len(part)] or [online])
     return answers.drop_duplicates("entity_id", keep="first").sort_values(["event_time", "entity_id"], ignore_index=True)
+
+
+def answered(version: str, window: Window) -> dict[str, float]:
+    """What a version answered to rows of the window, by entity id; answers with a flag were degraded, and are left out."""
+    found = predictions(midnight(window.start), midnight(window.end))
+    good = found[(found["model_version"] == version) & (found["flags"].str.len() == 0)]
+    return dict(zip(good["entity_id"], good["probability"], strict=True))
 
 
 def with_labels(answers: pd.DataFrame, rows: pa.Table) -> pd.DataFrame:

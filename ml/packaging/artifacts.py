@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ml import store
+from ml.refs import Recipe
 from ml.training.climatology import Climatology
 from ml.training.encoding import Encoding
 from ml.training.fit import Fitted, Learned
@@ -32,6 +33,12 @@ class Artifacts:
 
         return cls(fitted, winner, export(fitted), profile)
 
+    def simple(self, reason: str) -> Artifacts:
+        """The linear model that was fitted beside, on the same rows, as a model of its own."""
+        fitted = replace(self.fitted, members=(self.fitted.linear,))
+        winner = self.winner.model_copy(update={"recipe": Recipe(family="linear", params={}), "rounds": 1, "reason": reason})
+        return Artifacts.make(fitted, winner, self.profile)
+
     def files(self) -> dict[str, bytes]:
         """Name → bytes; the same model gives the same bytes."""
         return {
@@ -46,9 +53,7 @@ class Artifacts:
         from ml.training.tuning import Winner
 
         files = store.unpack(store.get(digest))
-        return cls(
-            load(files), Winner.model_validate_json(files["tuning.json"]), files["model.onnx"], files["profile.json"]
-        )
+        return cls(load(files), Winner.model_validate_json(files["tuning.json"]), files["model.onnx"], files["profile.json"])
 
 
 def dump(fitted: Fitted) -> dict[str, bytes]:

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
 
-from ml.config import load_params
-from ml.refs import FeatureSetRef, ModelRef, TrainPlan
+from ml import store
+from ml.config import ROOT, load_params
+from ml.refs import FeatureSetRef, ShippedRef, TrainPlan
 from ml.revision import revision
 
+CODE = ("ml/data", "ml/features", "ml/training", "ml/packaging/artifacts.py", "ml/packaging/graph.py")
+"""What turns raw data and parameters into a model."""
 
-def of(plan: TrainPlan, features: FeatureSetRef, model: ModelRef, tuned: Mapping[str, float]) -> dict[str, str]:
+
+def of(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> dict[str, str]:
     """Data, code, parameters, windows and reason of one training run."""
+    model = shipped.model
     return {
         "snapshot": plan.snapshot.digest,
         "feature_code": features.code,
+        "code": code_digest(),
         "params": load_params().digest(),
+        "params_file": store.put(load_params().model_dump_json().encode()),
         "revision": revision(),
         "train": str(plan.train),
-        "trained_until": plan.train.end.isoformat(),
+        "refit": str(model.train) if shipped.decision.verdict == "refitted" else "none",
+        "learned": f"{model.train.start}/{model.train.end}",
         "holdout": str(plan.holdout),
         "as_of": plan.as_of.isoformat(),
         "trigger": plan.trigger,
         "reason": plan.reason,
         "champion": plan.champion_version or "none",
+        "family": model.recipe.family,
+        "tuned": json.dumps(model.recipe.params, sort_keys=True),
+        "rounds": str(model.rounds),
         "model": model.digest,
-        "tuned": json.dumps(dict(tuned), sort_keys=True),
+        "artifacts": model.artifacts,
+        "twin": shipped.twin,
     }
+
+
+def code_digest() -> str:
+    """Names the code that makes a model: first 16 hex digits of the SHA-256 over its files."""
+    sha = hashlib.sha256()
+    for part in CODE:
+        path = ROOT / part
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            sha.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    return sha.hexdigest()[:16]

@@ -26,15 +26,18 @@ def predict(graph: ort.InferenceSession, numeric: list[str], text: list[str], X:
     Raises:
         IntegrityError: a feature that the model needs is not computed (any more).
     """
+    (answers,) = graph.run(None, inputs(numeric, text, X))
+    return np.asarray(answers[:, 0] if answers.shape[1] == 1 else answers, dtype=np.float64)
+
+
+def inputs(numeric: list[str], text: list[str], X: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The graph's inputs for these rows; raises as `predict` does."""
     if absent := [name for name in [*numeric, *text] if name not in X.columns]:
         raise IntegrityError(
             f"the model needs features {absent} that are not computed", "restore them in the feature module, or retire the model"
         )
-    inputs = {"numeric": X[numeric].to_numpy(np.float32)}
-    if text:
-        inputs["text"] = X[text].fillna("").to_numpy(object)
-    (answers,) = graph.run(None, inputs)
-    return np.asarray(answers[:, 0] if answers.shape[1] == 1 else answers, dtype=np.float64)
+    feed = {"numeric": X[numeric].to_numpy(np.float32)}
+    return feed | ({"text": X[text].fillna("").to_numpy(object)} if text else {})
 
 
 def check_parity(graph: bytes, fitted: Fitted, X: pd.DataFrame, tolerance: float, threshold: float) -> Decision:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from ml.features.definitions import Value
 from ml.refs import Ref
 
-
 Rate = float | list[float]
 """The label's mean (for 0/1 labels the rate of 1), or for a multiclass label the share of each class."""
 

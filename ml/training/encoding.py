@@ -91,7 +91,9 @@ def encode(encoding: Encoding, X: pd.DataFrame) -> np.ndarray:
         if name in encoding.periods:
             columns += list(cycle(encoding.periods[name])[values.astype(np.int64)].T)
         else:
-            columns.append(np.clip(values, -LARGEST, LARGEST))  # XGBoost refuses infinities; trees and clipped scales treat both alike
+            columns.append(
+                np.clip(values, -LARGEST, LARGEST)
+            )  # XGBoost refuses infinities; trees and clipped scales treat both alike
     for name in encoding.text:
         for column, prior in zip(encoding.text_columns(name), encoding.priors, strict=True):
             columns.append(X[name].map(encoding.rates[column]).fillna(prior).to_numpy(np.float32))

@@ -96,20 +96,25 @@ def fit_model(
     encoding = fit_encoding(features, rows, y_true, len(problem.classes))
     matrix = encode(encoding, rows)
     linear = Linear.fit(matrix, y_true, {"seed": params.train.seed}, 0, problem.task)
-    integers = {name for name, d in params.tune.space.items() if d.int}
-    members: list[Model] = []
-    for i in range(1 if recipe.family == "linear" else params.train.ensemble):
-        settings = settings_of(recipe.family, problem.task, len(problem.classes), params.train, recipe.params, integers,
-                               params.train.threads, params.train.seed + i)  # fmt: skip
-        members.append(FAMILIES[recipe.family].fit(matrix, y_true, settings, rounds, problem.task))
     times = rows["event_time"]
     return Fitted(
-        members=tuple(members),
+        members=_members(matrix, y_true, params, recipe, rounds),
         encoding=encoding,
         climatology=baseline.fit_climatology(params.baseline.climatology, rows, y_true, len(problem.classes)),
         linear=linear,
         learned=Learned(first=times.min().to_pydatetime(), last=times.max().to_pydatetime(), rows=len(rows)),
     )
+
+
+def _members(matrix: np.ndarray, y_true: np.ndarray, params: Params, recipe: Recipe, rounds: int) -> tuple[Model, ...]:
+    """`train.ensemble` models that differ in their seed; one where the seed changes nothing."""
+    family, train, problem = recipe.family, params.train, params.problem
+    made: list[Model] = []
+    for i in range(1 if family == "linear" else train.ensemble):
+        settings = settings_of(family, problem.task, len(problem.classes), train, recipe.params, params.tune.integers(family),
+                               train.threads, train.seed + i)  # fmt: skip
+        made.append(FAMILIES[family].fit(matrix, y_true, settings, rounds, problem.task))
+    return tuple(made)
 
 
 def check_labels(y_true: np.ndarray, params: Params) -> None:

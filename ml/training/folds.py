@@ -32,7 +32,8 @@ class Outcome:
     """What a recipe did on the folds.
 
     `loss` is the mean over all validation rows, None when pruned; `rounds` the median of the folds' best. `days` gives (sum of
-    losses, rows) of each validation day. `curves` holds, by fold, the best loss until each checkpoint and at the fold's end.
+    losses, rows) of each validation day. `curves` holds, by fold, the best loss until each checkpoint and at the fold's end, as
+    the mean with the folds before (so that one fold's luck does not end a trial).
     """
 
     loss: float | None
@@ -82,10 +83,13 @@ class Folds:
         days: dict[str, tuple[float, int]] = {}
         curves: list[list[float]] = []
         rounds: list[int] = []
+        ends: list[float] = []
         for k, fold in enumerate(self.folds):
-            watch = Watch(self.params.tune.checkpoint, thresholds[k] if thresholds else ())
+            limits = thresholds[k] if thresholds else ()
+            watch = Watch(self.params.tune.checkpoint, limits, ends, k == len(self.folds) - 1)
             answers, best = _fit(fold, recipe, watch)
             curves.append(watch.curve)
+            ends.append(watch.best)
             rounds.append(best)
             if watch.pruned:
                 return Outcome(None, int(np.median(rounds)), time.process_time() - began, {}, curves)
@@ -113,29 +117,32 @@ def build(table: pd.DataFrame, folds: Sequence[tuple[Window, Window]], features:
 
 
 class Watch(xgb.callback.TrainingCallback):
-    """Looks at a fit's validation loss at checkpoints, for either library: notes the best until then, and says when to stop."""
+    """Looks at a fit's validation loss at checkpoints, for either library: notes the best until then, and says when to stop.
 
-    def __init__(self, every: int, thresholds: Sequence[float]) -> None:
+    `before` are the losses of the folds before, at their ends. In the `last` fold nothing is judged at the end: all is spent then.
+    """
+
+    def __init__(self, every: int, thresholds: Sequence[float], before: Sequence[float], last: bool) -> None:
         super().__init__()
-        self.every, self.thresholds = every, thresholds
+        self.every, self.thresholds, self.before, self.last = every, thresholds, before, last
         self.best, self.pruned, self.curve = float("inf"), False, list[float]()
 
     def see(self, rounds: int, loss: float) -> bool:
         """Whether to stop after so many rounds, the last having this loss."""
         self.best = min(self.best, loss)
         if rounds % self.every == 0:
-            self._compare()
+            self._note(judged=True)
         return self.pruned
 
     def close(self, max_rounds: int) -> None:
         """The fold's end: a fit that stopped early has its best at the checkpoints it did not reach, and at the end."""
         while not self.pruned and len(self.curve) < max_rounds // self.every + 1:
-            self._compare()
+            self._note(judged=not self.last)
 
-    def _compare(self) -> None:
-        self.curve.append(self.best)
-        at = len(self.curve) - 1
-        self.pruned = at < len(self.thresholds) and self.best > self.thresholds[at]
+    def _note(self, judged: bool) -> None:
+        at = len(self.curve)
+        self.curve.append(float(np.mean([*self.before, self.best])))
+        self.pruned = judged and at < len(self.thresholds) and self.curve[-1] > self.thresholds[at]
 
     def after_iteration(self, model: Any, epoch: int, evals_log: Mapping[str, Any]) -> bool:
         """XGBoost's hook."""
@@ -153,8 +160,7 @@ def _fit(fold: Fold, recipe: Recipe, watch: Watch) -> tuple[np.ndarray, int]:
     """Answers on the validation rows at the best round, and that round's number."""
     params = fold.params
     task, train = params.problem.task, params.train
-    spaces = params.tune.space if recipe.family == "xgboost" else params.tune.second_space
-    integers = {name for name, d in spaces.items() if d.int}
+    integers = params.tune.integers(recipe.family)
     settings = settings_of(recipe.family, task, len(params.problem.classes), train, recipe.params, integers, 1)
     if recipe.family == "linear":
         answers = Linear.fit(fold.X_fit, fold.y_fit, settings, 1, task).predict(fold.X_validation)

@@ -26,8 +26,11 @@ Settings = Mapping[str, Any]
 class Model(Protocol):
     """What every family can do once it is fitted."""
 
-    family: FamilyName
-    task: Task
+    @property
+    def family(self) -> FamilyName: ...
+
+    @property
+    def task(self) -> Task: ...
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Answers, shape (n,) or (n, classes)."""
@@ -206,7 +209,8 @@ class Linear:
 
     @classmethod
     def load(cls, raw: bytes, task: Task) -> Self:
-        return cls(**{name: np.array(values) for name, values in json.loads(raw).items()}, task=task)
+        stored = json.loads(raw)
+        return cls(*(np.array(stored[name]) for name in _ARRAYS), task=task)
 
     @classmethod
     def fit(cls, X: np.ndarray, y_true: np.ndarray, settings: Settings, rounds: int, task: Task) -> Self:

@@ -27,6 +27,8 @@ from ml.training.folds import Folds, Outcome, Thresholds
 POLL_SECONDS = 0.2
 """How often a worker without a slot looks whether the others have finished theirs."""
 LINEAR = Recipe(family="linear", params={})
+FIRST: FamilyName = "xgboost"
+"""The family that `tune.space` is of."""
 
 
 class Winner(Ref):
@@ -181,28 +183,31 @@ def _first_claimed(board: Board, missing: Sequence[int], wanted: Mapping[int, Re
 def winner(study: str, params: Params, champion: Recipe | None) -> Winner:
     """The recipe to fit: the incumbent's, unless another is better beyond noise on the validation days.
 
-    The incumbent is the champion's recipe if it is in the study, or else the linear model. The best of a second family must in
-    turn beat the recipe that was chosen so far.
+    The incumbent is the champion's recipe. Where there is none in the study, it is the best trial of the first family; whether trees
+    are better than the linear model at all is judged on the holdout. The best of a second family must in turn beat the recipe that
+    was chosen so far.
 
     Raises:
-        NotFoundError: the study does not hold the incumbent's finished trial.
+        NotFoundError: the study holds no finished trial.
     """
     board = Board(study, -1, params)
     slots = [slot for _, slot in sorted(board.done().items())]
     complete = [slot for slot in slots if slot.outcome.loss is not None]
     recipe = fitted(champion, params) if champion else None
-    named = "the champion's recipe" if recipe else "the linear model"
-    incumbent = next((slot for slot in complete if slot.recipe == recipe), None)
+    incumbent, said = next((slot for slot in complete if slot.recipe == recipe), None), list[str]()
+    named, challengers = "the champion's recipe", [FIRST, params.tune.second]
     if incumbent is None:
-        incumbent, named = next((slot for slot in complete if slot.recipe == LINEAR), None), "the linear model"
-    if incumbent is None:
-        raise NotFoundError(f"study {study!r} holds no finished trial of {named}", "run the tune step of this plan first")
-    chosen, said = incumbent, list[str]()
-    for families in ({"linear", "xgboost"}, {params.tune.second}):
-        rivals = [slot for slot in complete if slot.recipe.family in families and slot != chosen]
-        if not rivals:
+        challengers = [params.tune.second]
+        incumbent = min((s for s in complete if s.recipe.family == FIRST), key=_rank, default=None)
+        if incumbent is None:
+            raise NotFoundError(f"study {study!r} holds no finished trial of {FIRST}", "run the tune step of this plan first")
+        named = _name(incumbent)
+        said.append(f"{named} is the best of {len(slots)}: loss {incumbent.outcome.loss:.5f}")
+    chosen = incumbent
+    for family in challengers:
+        rival = min((s for s in complete if s.recipe.family == family and s != chosen), key=_rank, default=None)
+        if rival is None:
             continue
-        rival = min(rivals, key=lambda slot: (slot.outcome.loss, slot.number))
         gain = compared(rival.outcome, chosen.outcome, params)
         beside = named if chosen is incumbent else _name(chosen)
         figures = f"{gain.mean:+.5f} [{gain.low:+.5f}, {gain.high:+.5f}] over {gain.days} days"
@@ -222,6 +227,10 @@ def winner(study: str, params: Params, champion: Recipe | None) -> Winner:
         reason=reason,
         convergence=convergence(slots),
     )
+
+
+def _rank(slot: Slot) -> tuple[float, int]:
+    return slot.outcome.loss or 0.0, slot.number
 
 
 def compared(first: Outcome, second: Outcome, params: Params) -> Interval:

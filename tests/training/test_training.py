@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import date, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,15 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml.config import Params, load_params
-from ml.errors import NotEnoughDataError, NotFoundError
+from ml.errors import NotEnoughDataError
 from ml.features.definitions import Feature
-from ml.packaging.artifacts import Artifacts
-from ml.refs import Window
-from ml.training import tuning
+from ml.refs import Recipe, Window
 from ml.training.encoding import encode, fit_encoding
-from ml.training.fit import fit_model, fold_objective, labelled
+from ml.training.fit import fit_model, labelled
 from ml.training.splits import split
-from ml.training.tuning import Winner
 
 FEATURES = [Feature("x", "a number"), Feature("hour", "an hour", "cyclic", period=24), Feature("place", "a place", "text")]
 
@@ -29,9 +25,8 @@ def small(**train: object) -> Params:
     """The shipped parameters, on a table that fits in a test."""
     params = load_params()
     changed = {"min_rows": 50, "max_rounds": 20, "early_stopping_rounds": 5, "threads": 1, **train}
-    tune = params.tune.model_copy(update={"trials": 4, "rows": 2000})
     baseline = params.baseline.model_copy(update={"climatology": ["place"]})
-    return params.model_copy(update={"train": params.train.model_copy(update=changed), "tune": tune, "baseline": baseline})
+    return params.model_copy(update={"train": params.train.model_copy(update=changed), "baseline": baseline})
 
 
 def table(rows: int = 3000, seed: int = 1) -> pd.DataFrame:
@@ -50,7 +45,7 @@ def table(rows: int = 3000, seed: int = 1) -> pd.DataFrame:
 
 WHOLE = Window(start=date(2013, 1, 1), end=date(2013, 1, 31))
 FOLDS = [(Window(start=date(2013, 1, 1), end=date(2013, 1, 15)), Window(start=date(2013, 1, 16), end=date(2013, 1, 20)))]
-WINNER = Winner(0, 1, {name: d.default for name, d in load_params().tune.space.items()}, 15, 0.5)
+RECIPE = Recipe(family="xgboost", params={name: d.default for name, d in load_params().tune.space.items()})
 
 
 @given(st.datetimes(datetime(2013, 2, 1), datetime(2013, 12, 1)), st.integers(1, 20), st.integers(1, 3), st.integers(0, 72))
@@ -90,7 +85,7 @@ def test_labelled__leaves_out_rows_without_label_and_other_days() -> None:
 
 def test_fit__same_data_params_and_seed_give_the_same_digest() -> None:
     def digest(params: Params, rows: pd.DataFrame) -> bytes:
-        return Artifacts.make(fit_model(rows, WHOLE, FEATURES, params, WINNER), WINNER, b"").onnx
+        return fit_model(rows, WHOLE, FEATURES, params, RECIPE, 15).members[0].dump()
 
     assert digest(small(), table()) == digest(small(), table())
     assert digest(small(seed=2), table()) != digest(small(), table())
@@ -99,52 +94,4 @@ def test_fit__same_data_params_and_seed_give_the_same_digest() -> None:
 
 def test_fit__refuses_too_few_rows() -> None:
     with pytest.raises(NotEnoughDataError, match=r"has 98 labelled rows, at least 5,000"):
-        fit_model(table(100), WHOLE, FEATURES, small(min_rows=5000), WINNER)
-
-
-def test_study__has_the_same_winner_however_the_workers_run(workspace: Path) -> None:
-    params = small()
-    objective = fold_objective(table(), FOLDS, FEATURES, params)
-
-    def search(name: str, shares: list[tuple[int, int]]) -> Winner:
-        for share in shares:
-            tuning.run_worker(name, share, params.tune, None, params.train.seed, objective)
-        return tuning.winner(name)
-
-    assert search("forward", [(0, 2), (1, 2)]) == search("backward", [(1, 2), (0, 2)]) == search("alone", [(0, 1)])
-    assert tuning.winner("forward").trials == params.tune.trials
-
-
-def test_study__a_retried_worker_goes_on_where_it_was_killed(workspace: Path) -> None:
-    params, seen = small(), []
-
-    class Killed(Exception):
-        pass
-
-    def dies_at_second(chosen: dict) -> tuple[float, int]:
-        if len(seen) == 1:
-            raise Killed
-        seen.append(chosen)
-        return 0.5, 10
-
-    with pytest.raises(Killed):
-        tuning.run_worker("study", (0, 2), params.tune, None, 7, dies_at_second)
-    assert tuning.run_worker("study", (0, 2), params.tune, None, 7, lambda chosen: (0.4, 11)) == 1
-    assert tuning.run_worker("study", (0, 2), params.tune, None, 7, lambda chosen: (0.1, 99)) == 0
-    assert (tuning.winner("study").log_loss, tuning.winner("study").trials) == (0.4, 2)
-
-
-def test_slots__begin_with_defaults_then_the_champion() -> None:
-    tune = load_params().tune
-    champion = {name: d.high for name, d in tune.space.items()}
-    made = tuning.slots(tune, champion, seed=1)
-    assert made[0] == {name: d.default for name, d in tune.space.items()}
-    assert made[1] == champion
-    assert len(made) == tune.trials
-    assert made == tuning.slots(tune, champion, seed=1) != tuning.slots(tune, champion, seed=2)
-    assert all(d.low <= each[name] <= d.high for each in made for name, d in tune.space.items())
-
-
-def test_winner__of_an_empty_study_says_what_to_run(workspace: Path) -> None:
-    with pytest.raises(NotFoundError, match="run the tune step"):
-        tuning.winner("nothing")
+        fit_model(table(100), WHOLE, FEATURES, small(min_rows=5000), RECIPE, 15)

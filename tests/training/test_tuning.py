@@ -117,7 +117,7 @@ def test_study__has_the_same_winner_however_the_workers_run(workspace: Path) -> 
     assert alone == search("again", 1) == search("two", 2) == search("three", 3)
     assert alone.trials == params.tune.trials + 1
     assert alone.recipe.family == "xgboost"
-    assert alone.reason.startswith(f"trial {alone.trial} (xgboost) replaces the linear model: loss -0.")
+    assert alone.reason.startswith(f"trial {alone.trial} (xgboost) is the best of 10: loss 0.")
 
 
 def test_study__a_killed_workers_retry_goes_on_at_once(workspace: Path) -> None:
@@ -266,7 +266,8 @@ def test_evaluate__loss_is_that_of_the_rows_by_day(family: str) -> None:
     assert sum(rows for _, rows in found.days.values()) == sum(len(labelled(table(), v)) for _, v in FOLDS)
     assert found.loss == pytest.approx(sum(s for s, _ in found.days.values()) / sum(n for _, n in found.days.values()))
     by_fold = [np.array([found.days[str(day)] for day in v.days()]).sum(axis=0) for _, v in FOLDS]
-    assert [curve[-1] for curve in found.curves] == pytest.approx([total / rows for total, rows in by_fold], abs=1e-5)
+    first, second = (total / rows for total, rows in by_fold)
+    assert [curve[-1] for curve in found.curves] == pytest.approx([first, (first + second) / 2], abs=1e-5)
 
 
 @pytest.mark.parametrize(("task", "classes"), [("multiclass", ["a", "b", "c"]), ("regression", [])])
@@ -313,13 +314,20 @@ def test_winner__the_incumbent_stays_unless_another_is_better_beyond_noise(works
     )
 
 
-def test_winner__without_champion_the_linear_model_is_to_be_beaten(workspace: Path) -> None:
+def test_winner__without_champion_is_the_best_of_the_first_family(workspace: Path) -> None:
     params = small()
-    put("linear", params, [(LINEAR, outcome(0.5)), (default(params), outcome(0.49, 0.2))])
-    found = tuning.winner("linear", params, None)
-    assert (found.recipe, found.loss) == (LINEAR, 0.5)
-    assert found.reason.startswith("the linear model stays: trial 1 (xgboost) is not better")
-    assert tuning.winner("linear", params, default(params, max_depth=8)).recipe == LINEAR  # that champion is not in the study
+    put("first", params, [(LINEAR, outcome(0.4)), (default(params), outcome(0.49, 0.2)), (default(params, max_depth=8), outcome(0.48))])
+    for champion in (None, default(params, max_depth=3)):  # that champion is not in the study
+        found = tuning.winner("first", params, champion)
+        assert (found.recipe, found.reason) == (default(params, max_depth=8), "trial 2 (xgboost) is the best of 3: loss 0.48000")
+
+
+def test_winner__a_linear_champion_stays_unless_beaten_beyond_noise(workspace: Path) -> None:
+    params = small()
+    put("close", params, [(LINEAR, outcome(0.5)), (default(params), outcome(0.43, 0.2))])
+    assert tuning.winner("close", params, LINEAR).recipe == LINEAR
+    put("far", params, [(LINEAR, outcome(0.5)), (default(params), outcome(0.43))])
+    assert tuning.winner("far", params, LINEAR).recipe == default(params)
 
 
 def test_winner__a_second_family_must_beat_what_was_chosen(workspace: Path) -> None:
