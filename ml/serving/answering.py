@@ -153,7 +153,9 @@ class Serving:
                 one_by_one = [self._predict([row]) for row in features]
                 return [y_proba[0] for y_proba, _ in one_by_one], [flags[0] for _, flags in one_by_one]
             logger.exception("model version %s failed; answering with the baseline rate", self.version)
-            return [self.bundle.card.climatology.rate(features[0])], [[FALLBACK]]
+            rate = self.bundle.card.climatology.rate(features[0])
+            assert isinstance(rate, float)  # a list is of a multiclass label, whose graph has no output ``probability``
+            return [rate], [[FALLBACK]]
 
 
 def _params(bundle: Bundle) -> Params:
