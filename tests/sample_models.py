@@ -18,6 +18,11 @@ from tests.sample_bundle import sample_bundle
 
 FEATURES = [Feature("x", "a number"), Feature("hour", "an hour", "cyclic", period=24), Feature("place", "a place", "text")]
 PLACES = ["EWR", "UA", "IAH"]
+SMALL: dict[FamilyName, dict[str, float]] = {
+    "xgboost": {"max_depth": 3, "learning_rate": 0.3},
+    "lightgbm": {"num_leaves": 7, "learning_rate": 0.3},
+    "linear": {},
+}
 WHOLE = Window(start=date(2013, 1, 1), end=date(2013, 1, 31))
 
 
@@ -56,21 +61,22 @@ def small_params(task: Task = "binary", ensemble: int = 1, climatology: Sequence
 def fitted(
     family: FamilyName = "xgboost", task: Task = "binary", ensemble: int = 1, seed: int = 1, table: pd.DataFrame | None = None
 ) -> Fitted:
-    """A model of `FEATURES`; 20 rounds of depth 3 that see four rows of five, so that members of an ensemble differ."""
+    """A model of `FEATURES`; 20 rounds of small trees that see four rows of five, so that members of an ensemble differ."""
     rows = made_up(FEATURES, seed=seed) if table is None else table
     if task == "multiclass":
         rows = rows.assign(label=rows["label"] + (rows["x"] > 1))
     if task == "regression":
         rows = rows.assign(label=rows["label"] * 10 + rows["hour"])
     sampling = {"xgboost": {"subsample": 0.8}, "lightgbm": {"bagging_fraction": 0.8}, "linear": {}}[family]
-    depth = {} if family == "linear" else {"max_depth": 3, "learning_rate": 0.3}
-    return fit_model(rows, WHOLE, FEATURES, small_params(task, ensemble), Recipe(family=family, params=depth | sampling), 20)
+    return fit_model(
+        rows, WHOLE, FEATURES, small_params(task, ensemble), Recipe(family=family, params=SMALL[family] | sampling), 20
+    )
 
 
 def served(family: FamilyName = "xgboost") -> Fitted:
     """A model of the shipped problem's features, which a service can compute."""
     learned = load_module(load_params()).learned
-    recipe = Recipe(family=family, params={} if family == "linear" else {"max_depth": 3})
+    recipe = Recipe(family=family, params=SMALL[family])
     return fit_model(made_up(learned), WHOLE, learned, small_params(climatology=("origin",)), recipe, 20)
 
 
