@@ -1,9 +1,9 @@
 """``make bench-tuning``: what the search earns for its CPU seconds, beside what people usually do, on three months.
 
-Contenders: recipe (Optuna and cross_val_score, 100 trials), ours cold, ours warm (starts from the best trees of the month before),
-FLAML (with ours' time as budget), XGBoost and LightGBM as they come. Each runs in a process of its own, on one thread; all get
-the same encoded rows; what each chose is fitted on the whole train window and judged on the same holdout. The time of these last
-fits and of judging is nobody's, but FLAML's own. CPU seconds are user + system of the process and its children.
+Contenders: recipe (Optuna and cross_val_score, 100 trials), ours cold, ours warm (starts from the best trees of the month
+before), FLAML (with ours' time as budget), XGBoost and LightGBM as they come. Each runs in a process of its own, on one thread;
+all get the same encoded rows; what each chose is fitted on the whole train window and judged on the same holdout. The time of
+these last fits and of judging is nobody's, but FLAML's own. CPU seconds are user + system of the process and its children.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ops.bench_features import YEAR, land, landed, say, show
+from ops.bench_features import YEAR, land, landed, say
+from ops.bench_tuning_report import compare, draw, mean, summarise
 
 MONTHS = {"april": datetime(2013, 5, 1, 3), "july": datetime(2013, 8, 1, 3), "december": datetime(2014, 1, 1, 3)}
-CONTENDERS = ("recipe", "ours cold", "ours warm", "FLAML", "XGBoost defaults", "LightGBM defaults")
+CONTENDERS: tuple[str, ...] = ("recipe", "ours cold", "ours warm", "FLAML", "XGBoost defaults", "LightGBM defaults")
 ESTIMATORS = (50, 300)
 """The recipe's range of n_estimators; the other ranges are ours."""
-SHARE, CONFIDENCE, RESAMPLES = 0.15, 0.95, 4000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ops.bench_tuning", description=__doc__)
     parser.add_argument("months", nargs="*", help=f"of {', '.join(MONTHS)}; default all", default=[])
     parser.add_argument("--trials", type=int, default=100, help="of the recipe (default 100)")
-    parser.add_argument("--only", action="append", choices=CONTENDERS, help="run these contenders and print no table")
+    parser.add_argument("--only", action="append", choices=CONTENDERS, help="run these alone, beside what is kept")
     parser.add_argument(
         "--keep", type=Path, help="folder where tables and finished contenders stay; what is there is not run again"
     )
@@ -63,11 +63,11 @@ def run(home: Path, months: Sequence[str], only: Sequence[str] | None, trials: i
     prepare(home, months)
     found: dict[str, dict[str, Any]] = {}
     for month in months:
-        for name in only or CONTENDERS:
-            found.setdefault(month, {})[name] = contender(home / month, name, trials)
-    if only:
-        return
-    for month in months:
+        for name in CONTENDERS:
+            if not only or name in only or kept(home / month, name).exists():
+                found.setdefault(month, {})[name] = contender(home / month, name, trials)
+    found = {month: one for month, one in found.items() if {"recipe", "ours cold", "FLAML"} <= set(one)}
+    for month in found:
         say(f"\n## {month}\n")
         compare(found[month])
     summarise(found)
@@ -131,7 +131,7 @@ class Rows:
 
 def contender(folder: Path, name: str, trials: int) -> dict[str, Any]:
     """Runs one contender in a fresh process, unless its outcome is kept."""
-    path = folder / f"{name.replace(' ', '-')}.json"
+    path = kept(folder, name)
     if not path.exists():
         say(f"{folder.name}: {name} …")
         command = [sys.executable, "-m", "ops.bench_tuning", "--trials", str(trials), "--contender", str(folder), name]
@@ -141,6 +141,11 @@ def contender(folder: Path, name: str, trials: int) -> dict[str, Any]:
     said = f"{made['cpu']:.0f} CPU s, log-loss {mean(made['days']):.5f}"
     say(f"{folder.name}: {name}: {said}")
     return made
+
+
+def kept(folder: Path, name: str) -> Path:
+    """Where the outcome of a contender is."""
+    return folder / f"{name.replace(' ', '-')}.json"
 
 
 def contend(folder: Path, name: str, trials: int) -> None:
@@ -154,7 +159,7 @@ def contend(folder: Path, name: str, trials: int) -> None:
         made = flaml(rows, json.loads((folder / "ours-cold.json").read_text()))
     else:
         made = defaults(rows, name)
-    (folder / f"{name.replace(' ', '-')}.json").write_text(json.dumps(made))
+    kept(folder, name).write_text(json.dumps(made))
 
 
 def spent() -> float:
@@ -217,7 +222,7 @@ def bettered(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def ours(rows: Rows, folder: Path, name: str) -> dict[str, Any]:
-    """One worker of the study; what it chose, its best trees (what the search found before the incumbent had its say), the line."""
+    """One worker of the study: what it chose, and its best trees, which are what the search found before any incumbent's say."""
     from ml.training import tuning
 
     warm = []
@@ -287,92 +292,6 @@ def defaults(rows: Rows, name: str) -> dict[str, Any]:
 
     made = XGBClassifier(n_jobs=1) if name.startswith("XGBoost") else LGBMClassifier(n_jobs=1, verbosity=-1)
     return {"cpu": 0.0, "days": judged(rows, np.asarray(made.fit(rows.X, rows.y).predict_proba(rows.X_holdout))[:, 1])}
-
-
-# ---- what came of it
-
-
-def mean(days: dict[str, list[float]]) -> float:
-    return sum(total for total, _ in days.values()) / sum(n for _, n in days.values())
-
-
-def against(first: dict[str, list[float]], second: dict[str, list[float]]) -> Any:
-    """Paired day-block interval of mean loss, first − second; negative: the first is better."""
-    from ml.significance import paired_sums
-
-    names = sorted(second)
-    sums = np.array([first[day][0] - second[day][0] for day in names])
-    return paired_sums(sums, np.array([second[day][1] for day in names]), CONFIDENCE, RESAMPLES, 0)
-
-
-def compare(found: dict[str, Any]) -> None:
-    """One month's table."""
-    cold, recipe_ = found["ours cold"], found["recipe"]
-    rows = {"ours cold: chosen": cold, "ours cold: best trees": cold | {"days": cold["way"][-1]["days"]},
-            "ours warm: chosen": found["ours warm"], "ours warm: best trees": found["ours warm"] | {"days": found["ours warm"]["way"][-1]["days"]},
-            "linear model alone": {"cpu": 0.0, "days": cold["linear"]}}  # fmt: skip
-    rows |= {name: found[name] for name in CONTENDERS if not name.startswith("ours")}
-    table = []
-    for name, one in rows.items():
-        gap = against(one["days"], cold["days"])
-        verdict = "same" if gap.low <= 0 <= gap.high else ("better" if gap.high < 0 else "worse")
-        table.append([name, f"{one['cpu']:,.1f}", f"{one['cpu'] / recipe_['cpu']:.1%}", f"{mean(one['days']):.5f}",
-                      f"{gap.mean:+.5f} [{gap.low:+.5f}, {gap.high:+.5f}]", verdict])  # fmt: skip
-    show(["contender", "search, CPU s", "of the recipe's", "holdout log-loss", "less that of ours cold", "so it is"], table)
-    for name in ("ours cold", "ours warm"):
-        say(f"\n{name}: {found[name]['trials']} trials, {found[name]['pruned']} pruned; {found[name]['reason']}")
-
-
-def summarise(found: dict[str, dict[str, Any]]) -> None:
-    """The targets, met or missed."""
-    say("\n## summary\n")
-    table, missed = [], []
-    for month, one in found.items():
-        goal, whole = mean(one["recipe"]["days"]), one["recipe"]["cpu"]
-        for name in ("ours cold", "ours warm"):
-            mean_at = next((w["cpu"] for w in one[name]["way"] if mean(w["days"]) <= goal), None)
-            noise_at = next((w["cpu"] for w in one[name]["way"] if against(w["days"], one["recipe"]["days"]).low <= 0), None)
-            said = [f"{at / whole:.1%}" if at is not None else "never" for at in (mean_at, noise_at)]
-            gap = against(one[name]["days"], one["FLAML"]["days"])
-            table.append(
-                [month, name, f"{one[name]['cpu'] / whole:.1%}", *said, f"{gap.mean:+.5f} [{gap.low:+.5f}, {gap.high:+.5f}]"]
-            )
-            if mean_at is None or mean_at > SHARE * whole:
-                missed.append(f"{month}, {name}: the recipe's holdout score in {SHARE:.0%} of its CPU time")
-            if gap.low > 0:
-                missed.append(f"{month}, {name}: not worse than FLAML beyond noise")
-    show(
-        [
-            "month",
-            "",
-            "search of the recipe's CPU",
-            "reached its holdout score at",
-            "not worse beyond noise at",
-            "less FLAML's loss",
-        ],
-        table,
-    )
-    say("\n" + ("\n".join(f"MISSED: {line}" for line in missed) or "all targets met"))
-
-
-def draw(found: dict[str, dict[str, Any]], picture: Path) -> None:
-    """Holdout loss of the best trees so far against CPU seconds."""
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(found), figsize=(4.6 * len(found), 4), squeeze=False, layout="constrained")
-    for panel, (month, one) in zip(panels[0], found.items(), strict=True):
-        for name, colour in (("recipe", "tab:gray"), ("ours cold", "tab:blue"), ("ours warm", "tab:orange")):
-            cpu = [w["cpu"] for w in one[name]["way"]] + [one[name]["cpu"]]
-            losses = [mean(w["days"]) for w in one[name]["way"]]
-            panel.step(cpu, [*losses, losses[-1]], where="post", label=name, color=colour, marker=".")
-        panel.plot(one["FLAML"]["cpu"], mean(one["FLAML"]["days"]), "^", color="tab:green", label="FLAML")
-        for name, line in (("XGBoost defaults", ":"), ("LightGBM defaults", "--")):
-            panel.axhline(mean(one[name]["days"]), linestyle=line, color="0.6", linewidth=1, label=name)
-        panel.set(xscale="log", title=f"holdout of {month}", xlabel="CPU seconds of the search")
-    panels[0][0].set_ylabel("holdout log-loss of the best so far")
-    panels[0][-1].legend(fontsize=8)
-    figure.savefig(picture, dpi=110)
-    say(f"\ndrawn: {picture}")
 
 
 if __name__ == "__main__":

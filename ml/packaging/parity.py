@@ -13,6 +13,8 @@ from ml.training.fit import Fitted
 
 CHANGED_ROWS = 500
 """Real rows that the cases with missing, infinite and unseen values start from."""
+AT_ROWS = 4
+"""Real rows that are put at every split threshold."""
 
 
 def session(graph: bytes) -> ort.InferenceSession:
@@ -57,7 +59,7 @@ def check_parity(graph: bytes, fitted: Fitted, X: pd.DataFrame, tolerance: float
         "missing values": _with(encoding, few, np.nan, None),
         "infinite values": pd.concat([_with(encoding, few, np.inf, "never seen"), _with(encoding, few, -np.inf, "")]),
         "unseen categories": few.assign(**dict.fromkeys(encoding.text, "never seen")),
-        "split thresholds": at_thresholds(fitted, X.iloc[0]),
+        "split thresholds": at_thresholds(fitted, X.iloc[:: max(len(X) // AT_ROWS, 1)].head(AT_ROWS)),
     }
     onnx, task = session(graph), fitted.members[0].task
     checks = []
@@ -76,17 +78,17 @@ def check_parity(graph: bytes, fitted: Fitted, X: pd.DataFrame, tolerance: float
     return Decision(kind="parity", verdict=verdict, reason=reason, checks=checks)
 
 
-def at_thresholds(fitted: Fitted, row: pd.Series) -> pd.DataFrame:
-    """One row per (plain numeric feature, split threshold, one float32 below / at / above); all else as in `row`."""
+def at_thresholds(fitted: Fitted, X: pd.DataFrame) -> pd.DataFrame:
+    """Each row once per (plain numeric feature, split threshold, one float32 below / at / above); its other features stay."""
     encoding = fitted.encoding
     plain = {i: c for i, c in enumerate(encoding.columns) if c in encoding.numeric}
-    rows = []
-    for column, threshold in sorted({split for member in fitted.members for split in member.thresholds()}):
-        if column in plain:
-            at = np.float32(threshold)
-            beside = (np.nextafter(at, np.float32(-np.inf)), at, np.nextafter(at, np.float32(np.inf)))
-            rows += [row.to_dict() | {plain[column]: float(value)} for value in beside]
-    return pd.DataFrame(rows, columns=row.index)
+    splits = sorted({split for member in fitted.members for split in member.thresholds() if split[0] in plain})
+    at = np.array([threshold for _, threshold in splits], dtype=np.float32)
+    beside = np.stack([np.nextafter(at, np.float32(-np.inf)), at, np.nextafter(at, np.float32(np.inf))], axis=1)
+    made = X.loc[X.index.repeat(beside.size)].reset_index(drop=True)
+    feature_of = np.tile(np.repeat([plain[column] for column, _ in splits], 3), len(X))
+    values = np.tile(beside.reshape(-1).astype(np.float64), len(X))
+    return made.assign(**{name: made[name].mask(feature_of == name, values) for name in set(feature_of.tolist())})
 
 
 def _turned(expected: np.ndarray, found: np.ndarray, threshold: float) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy as sa
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -32,6 +33,7 @@ STALE_SECONDS = 60.0
 STALE_TIMES = 10.0
 FIRST_STALE_SECONDS = 900.0
 """The same, while no trial has finished from which the time could be known."""
+TABLE_ATTEMPTS = 6
 MEASURED = ("rounds", "cpu_seconds", "seconds", "days", "curves")
 
 
@@ -39,10 +41,25 @@ def storage(study: str) -> BaseStorage:
     """The shared storage: the URL in EVERGREEN_OPTUNA, or a journal file per study."""
     url = settings().optuna
     if url:
-        return RDBStorage(url)
+        return _database(url)
     path = Path(settings().var) / "studies" / f"{study}.journal"
     path.parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _database(url: str) -> BaseStorage:
+    """Storage in a database, which keeps no connection open while a trial runs.
+
+    Workers that start together in an empty database all make the tables, and all but one fail at first: hence the attempts.
+    """
+    for attempt in range(TABLE_ATTEMPTS):
+        try:
+            return RDBStorage(url, engine_kwargs={"poolclass": sa.NullPool})
+        except (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.OperationalError):
+            if attempt == TABLE_ATTEMPTS - 1:
+                raise
+            time.sleep(0.2 * (attempt + 1))
+    raise AssertionError("unreachable")
 
 
 def spaces(params: Params) -> dict[FamilyName, dict[str, Dimension]]:

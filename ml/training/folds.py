@@ -119,7 +119,7 @@ def build(table: pd.DataFrame, folds: Sequence[tuple[Window, Window]], features:
 class Watch(xgb.callback.TrainingCallback):
     """Looks at a fit's validation loss at checkpoints, for either library: notes the best until then, and says when to stop.
 
-    `before` are the losses of the folds before, at their ends. In the `last` fold nothing is judged at the end: all is spent then.
+    `before` are the losses of the folds before, at their ends. At the end of the `last` nothing is judged: all is spent.
     """
 
     def __init__(self, every: int, thresholds: Sequence[float], before: Sequence[float], last: bool) -> None:

@@ -83,8 +83,8 @@ def known(params: Params, warm: Sequence[Recipe]) -> list[Recipe]:
 def drawn(family: FamilyName, count: int, before: Sequence[Slot], number: int, params: Params) -> list[Recipe]:
     """The recipes of one family in generation `number`: a quasi-random sequence in generation 1, then TPE over all before.
 
-    TPE (Bergstra et al. 2011, NeurIPS 24), multivariate (Falkner et al. 2018, ICML 35, section 4); points of one batch repel each
-    other by counting as bad until they are known.
+    TPE: Bergstra et al. 2011, NeurIPS 24:2546, section 4; multivariate: Falkner et al. 2018, PMLR 80:1437, section 4. Points of
+    one batch repel each other by counting as bad until they are known.
     """
     space, seed = distributions(spaces(params)[family]), params.train.seed + number
     with warnings.catch_warnings():
@@ -105,8 +105,8 @@ def drawn(family: FamilyName, count: int, before: Sequence[Slot], number: int, p
 def thresholds(family: FamilyName, before: Sequence[Slot], params: Params) -> Thresholds:
     """By fold and checkpoint, the quantile `tune.prune` of earlier finished trials' best losses there.
 
-    The percentile rule of Google Vizier's median stopping (Golovin et al. 2017, KDD 23, section 3.1.2), but over generations that
-    are over, so that it does not depend on who was faster.
+    Median stopping (Golovin et al. 2017, KDD 23:1487, section 3.2; any quantile instead of the median), but only over generations
+    that are over, so that it does not depend on who was faster.
     """
     curves = [slot.outcome.curves for slot in before if slot.recipe.family == family and slot.outcome.loss is not None]
     if len(curves) < 2 or params.tune.prune == 1:

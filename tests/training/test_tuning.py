@@ -7,51 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
 from ml.config import Params, load_params
-from ml.errors import ConfigError, NotEnoughDataError, NotFoundError
-from ml.features.definitions import Feature
-from ml.refs import Recipe, Window
+from ml.errors import ConfigError, NotFoundError
+from ml.refs import Recipe
 from ml.training import board, folds, tuning
 from ml.training.board import Board, Slot
-from ml.training.fit import labelled
 from ml.training.folds import Folds, Outcome, Thresholds
 from ml.training.tuning import LINEAR, Winner
-
-FEATURES = [Feature("x", "a number"), Feature("hour", "an hour", "cyclic", period=24), Feature("place", "a place", "text")]
-FOLDS = [
-    (Window(start=date(2013, 1, 1), end=date(2013, 1, 12)), Window(start=date(2013, 1, 13), end=date(2013, 1, 19))),
-    (Window(start=date(2013, 1, 1), end=date(2013, 1, 19)), Window(start=date(2013, 1, 20), end=date(2013, 1, 26))),
-]
-
-
-def small(**tune: object) -> Params:
-    """The shipped parameters, on a table that fits in a test."""
-    params = load_params()
-    train = {"min_rows": 50, "max_rounds": 20, "early_stopping_rounds": 5, "threads": 1}
-    changed = {"trials": 9, "startup": 3, "generation": 2, "rows": 2000, "checkpoint": 5, **tune}
-    return params.model_copy(
-        update={"train": params.train.model_copy(update=train), "tune": params.tune.model_copy(update=changed)}
-    )
-
-
-def table(curved: float = 3.0, rows: int = 3000) -> pd.DataFrame:
-    """30 days from 1 January; the label depends on place and, as no line can say, on the square of x."""
-    draw = np.random.default_rng(1)
-    x, place = draw.normal(size=rows), draw.choice(["A", "B", "C"], rows)
-    p = 1 / (1 + np.exp(-(curved * (x**2 - 1) + (place == "B"))))
-    made = pd.DataFrame({"x": x, "hour": draw.integers(0, 24, rows).astype(float), "place": place})
-    made["label"] = (draw.random(rows) < p) * 1.0
-    made["event_time"] = pd.Timestamp("2013-01-01") + pd.to_timedelta(np.sort(draw.integers(0, 30 * 24, rows)), unit="h")
-    made.loc[::50, "label"] = np.nan
-    return made
+from tests.training.small import FEATURES, FOLDS, small, table, with_second
 
 
 def same(winner: Winner) -> Winner:
@@ -143,6 +111,13 @@ def test_study__a_killed_workers_retry_goes_on_at_once(workspace: Path) -> None:
     assert (states.count(TrialState.FAIL), states.count(TrialState.RUNNING)) == (1, 0)
 
 
+def test_study__a_claim_is_void_at_once_when_its_worker_is_back(workspace: Path) -> None:
+    params = small()
+    assert Board("back", 1, params).claim(0, LINEAR) is not None
+    assert Board("back", 0, params).claim(0, LINEAR) is None
+    assert Board("back", 1, params).claim(0, LINEAR) is not None
+
+
 def test_study__a_dead_workers_claim_is_taken_over_after_a_while(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params = small()
     assert Board("left", 1, params).claim(0, LINEAR) is not None
@@ -227,7 +202,7 @@ def test_budget__no_generation_begins_after_the_seconds(workspace: Path) -> None
     assert tuning.run_worker("short", (1, 2), params, [], Surface(params)) == 0
 
 
-# ---- pruning and folds
+# ---- pruning
 
 
 def test_thresholds__are_the_quantile_of_finished_trials_alone() -> None:
@@ -237,54 +212,6 @@ def test_thresholds__are_the_quantile_of_finished_trials_alone() -> None:
     assert tuning.thresholds("xgboost", [*before, pruned, Slot(4, LINEAR, outcome(0.1))], params) == [pytest.approx([0.6, 0.4])]
     assert tuning.thresholds("xgboost", before, small(prune=1)) == ()
     assert tuning.thresholds("xgboost", before[:1], params) == ()
-
-
-@pytest.mark.parametrize("family", ["xgboost", "lightgbm"])
-def test_pruning__stops_a_trial_at_the_checkpoint_where_it_is_worse(family: str) -> None:
-    params = with_second()
-    built = folds.build(table(), FOLDS, FEATURES, params)
-    recipe = next(r for r in tuning.known(params, []) if r.family == family)
-    whole = built.evaluate(recipe)
-    assert whole.loss is not None
-    assert [len(curve) for curve in whole.curves] == [5, 5]  # 5, 10, 15, 20 rounds, and the end
-    assert all(curve == sorted(curve, reverse=True) for curve in whole.curves)
-    same_curves = built.evaluate(recipe, whole.curves)
-    assert (same_curves.loss, same_curves.rounds) == (whole.loss, whole.rounds)  # not worse than itself
-    lowered = [list(curve) for curve in whole.curves]
-    lowered[1][2] -= 1e-6
-    stopped = built.evaluate(recipe, lowered)
-    assert (stopped.loss, stopped.curves) == (None, [whole.curves[0], whole.curves[1][:3]])
-    assert stopped.cpu_seconds > 0
-
-
-@pytest.mark.parametrize("family", ["linear", "xgboost", "lightgbm"])
-def test_evaluate__loss_is_that_of_the_rows_by_day(family: str) -> None:
-    params = with_second()
-    built = folds.build(table(), FOLDS, FEATURES, params)
-    found = built.evaluate(next(r for r in tuning.known(params, []) if r.family == family))
-    assert sorted(found.days) == [str(day) for _, validation in FOLDS for day in validation.days()]
-    assert sum(rows for _, rows in found.days.values()) == sum(len(labelled(table(), v)) for _, v in FOLDS)
-    assert found.loss == pytest.approx(sum(s for s, _ in found.days.values()) / sum(n for _, n in found.days.values()))
-    by_fold = [np.array([found.days[str(day)] for day in v.days()]).sum(axis=0) for _, v in FOLDS]
-    first, second = (total / rows for total, rows in by_fold)
-    assert [curve[-1] for curve in found.curves] == pytest.approx([first, (first + second) / 2], abs=1e-5)
-
-
-@pytest.mark.parametrize(("task", "classes"), [("multiclass", ["a", "b", "c"]), ("regression", [])])
-def test_evaluate__other_tasks(task: str, classes: list[str]) -> None:
-    params = with_second()
-    params = params.model_copy(update={"problem": params.problem.model_copy(update={"task": task, "classes": classes})})
-    rows = table()
-    rows["label"] = rows["x"].abs().round().clip(0, 2) if task == "multiclass" else rows["x"] ** 2
-    built = folds.build(rows, FOLDS, FEATURES, params)
-    linear, trees, second = (built.evaluate(recipe).loss for recipe in tuning.known(params, []))
-    assert linear is not None and trees is not None and second is not None
-    assert trees < linear / 2 and second < linear
-
-
-def test_folds__refuse_too_few_rows() -> None:
-    with pytest.raises(NotEnoughDataError, match=r"fold 2013-01-01\.\.2013-01-11 has 39 labelled rows, at least 50"):
-        folds.build(table(rows=100), FOLDS, FEATURES, small())
 
 
 # ---- the choice
@@ -370,7 +297,3 @@ def test_params__a_second_family_needs_a_budget_and_a_space(tmp_path: Path) -> N
     )
     with pytest.raises(ConfigError, match="needs second_trials"):
         load_params(path)
-
-
-def with_second(**tune: object) -> Params:
-    return small(second="lightgbm", **{"second_trials": 2, **tune})
