@@ -23,7 +23,12 @@ from ops.bench_features import landed, say, show
 
 HOUR = timedelta(hours=1)
 FIRST = date(2013, 4, 1)
-SMALL = {"trials: 12": "trials: 2", "rows: 30000": "rows: 5000", "max_rounds: 300": "max_rounds: 40", "workers: 2": "workers: 1"}
+SMALL = {
+    "\n  trials: 24": "\n  trials: 2",
+    "rows: 100000": "rows: 5000",
+    "max_rounds: 300": "max_rounds: 40",
+    "workers: 2": "workers: 1",
+}
 
 
 def online(last: date, small: bool) -> None:

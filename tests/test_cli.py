@@ -30,7 +30,7 @@ def test_step__has_a_command_whose_help_teaches(name: str) -> None:
 
 def test_unknown_parameter__is_one_screen_and_exit_code_1(workspace: Path) -> None:
     path = workspace / "params.yaml"
-    path.write_text((ROOT / "params.yaml").read_text().replace("folds: 2", "fold: 2"))
+    path.write_text((ROOT / "params.yaml").read_text().replace("folds: 4", "fold: 4"))
     outcome = evergreen("config", EVERGREEN_PARAMS=str(path))
     assert outcome.returncode == 1
     assert "unknown key train.fold = 2" in outcome.stderr

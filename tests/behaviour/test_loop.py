@@ -23,12 +23,12 @@ from tests.conftest import forget
 SMALL = {
     "window_days: 90": "window_days: 28",
     "holdout_days: 14": "holdout_days: 7",
-    "folds: 2": "folds: 1",
+    "folds: 4": "folds: 1",
     "fold_days: 7": "fold_days: 4",
     "max_rounds: 300": "max_rounds: 40",
-    "trials: 12": "trials: 2",
+    "\n  trials: 24": "\n  trials: 2",
     "workers: 2": "workers: 1",
-    "rows: 30000": "rows: 5000",
+    "rows: 100000": "rows: 5000",
     "min_labels: 500": "min_labels: 100",
 }
 AS_OF = datetime(2013, 2, 1, 3)
@@ -70,7 +70,9 @@ def version(home: Path) -> VersionRef:
 
 def registered(plan: TrainPlan) -> VersionRef:
     features, model = steps.features(plan), fitted(plan)
-    return steps.register(plan, features, model, steps.evaluate(plan, features, model), steps.package(plan, features, model))
+    evaluation = steps.evaluate(plan, features, model)
+    shipped = steps.refit(plan, features, evaluation)
+    return steps.register(plan, features, evaluation, shipped, steps.package(plan, features, shipped))
 
 
 def test_model__same_data_params_and_seed_give_the_same_digest(home: Path) -> None:
@@ -89,7 +91,7 @@ def test_register__twice_is_one_version_with_its_lineage(version: VersionRef) ->
     tags = tracking.tags(name, version.version)
     assert {"snapshot", "feature_code", "params", "revision", "train", "holdout", "reason", "verdict"} <= set(tags)
     (entry,) = ledger.entries("gate")
-    assert [c["name"] for c in entry.evidence["decision"]["checks"]][:2] == ["untouched_holdout_candidate", "auc_floor"]
+    assert [c["name"] for c in entry.evidence["decision"]["checks"]][:2] == ["untouched_holdout", "score_floor"]
 
 
 def test_promote__refuses_what_was_not_promoted_by_its_gate(version: VersionRef) -> None:

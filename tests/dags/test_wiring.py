@@ -112,8 +112,8 @@ def test_schedule__is_bounded_by_the_parameters(name: str, dags: dict[str, Any])
     ("dag", "order"),
     [
         ("ingest", ["land", "validate", "snapshot"]),
-        ("train", ["plan", "pull", "features", "tune", "fit", "evaluate", "register", "announce"]),
-        ("train", ["pull", "validate_training", "fit", "package", "register"]),
+        ("train", ["plan", "pull", "features", "tune", "fit", "evaluate", "refit", "package", "register", "announce"]),
+        ("train", ["pull", "validate_training", "fit", "evaluate"]),
         ("release", ["smoke", "promote"]),
         ("drift", ["monitor", "decide", "request_retrain"]),
     ],

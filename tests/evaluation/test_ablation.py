@@ -6,13 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ml.config import load_params
-from ml.evaluation.ablation import Settings, ablation, groups, unused
+from ml.config import Params, load_params
+from ml.evaluation.ablation import Settings, ablation, groups
 from ml.features.definitions import Feature, load_module
-from ml.refs import Window
-from ml.training import booster
-from ml.training.encoding import encode, fit_encoding
-from ml.training.fit import labelled
+from ml.refs import Recipe, Window
+from ml.training.fit import fit_model
 
 FEATURES = [
     Feature("signal", ""),
@@ -22,11 +20,19 @@ FEATURES = [
     Feature("hour", "", "cyclic", period=24),
 ]
 SETTINGS = Settings(
-    {"max_depth": 3, "learning_rate": 0.2},
+    Recipe(family="xgboost", params={"max_depth": 3, "learning_rate": 0.2}),
     30,
     Window(start="2013-01-01", end="2013-01-21"),
     Window(start="2013-01-22", end="2013-02-01"),
 )
+
+
+def small() -> Params:
+    """The shipped parameters, for a table without an origin."""
+    params = load_params()
+    train = params.train.model_copy(update={"min_rows": 50})
+    baseline = params.baseline.model_copy(update={"climatology": ["hour"]})
+    return params.model_copy(update={"train": train, "baseline": baseline})
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +50,21 @@ def table() -> pd.DataFrame:
 def test_ablation__tells_signal_from_noise(table: pd.DataFrame) -> None:
     seen: list[str] = []
     grouped = {"noise": ["noise"], "both": ["signal", "copy"], "one": ["copy"]}
-    found = ablation(table, FEATURES, grouped, SETTINGS, load_params(), seen.append)
+    found = ablation(table, FEATURES, grouped, SETTINGS, small(), seen.append)
     assert seen == ["all features", "without noise", "without both", "without one"]
     by = {a.group: a for a in found}
     assert found[0].group == "both"
     assert (by["both"].verdict, by["both"].features) == ("hurts", 2)
-    assert by["both"].auc_lost > 0.2
+    assert by["both"].score_lost > 0.2
     assert by["one"].verdict == "no difference"  # its twin is still there
     assert by["noise"].verdict != "hurts"
-    assert by["both"].log_loss_added.days == 10
+    assert by["both"].loss_added.days == 10
 
 
 def test_unused__names_what_no_split_asks_about(table: pd.DataFrame) -> None:
-    rows = labelled(table, SETTINGS.train)
-    y_true = rows["label"].to_numpy()
-    encoding = fit_encoding(FEATURES, rows, y_true)
-    fitted = booster.fit_rounds(encode(encoding, rows), y_true, {"objective": "binary:logistic", "nthread": 1, "max_depth": 2}, 5)
-    left_out = unused(fitted, encoding)
-    assert "constant" in left_out
-    assert "signal" not in left_out
+    fitted = fit_model(table, SETTINGS.train, FEATURES, small(), SETTINGS.recipe, 5)
+    assert "constant" in fitted.unused
+    assert "signal" not in fitted.unused
 
 
 def test_groups__hold_every_learned_feature_once() -> None:
