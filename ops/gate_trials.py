@@ -57,7 +57,7 @@ class Scored:
             pairs: numbers of two models, shape (trials, 2).
             drawn: numbers of days, shape (trials, days).
             null: ``as they are``: the pool's mean difference is the truth. Else it is exactly zero: ``centred`` and ``consecutive
-                days`` take the pair's mean difference off each row; ``swapped by day`` exchanges the two on a fair coin for each day.
+                days`` take the pair's mean difference off each row; ``swapped by day`` exchanges the two on a fair coin a day.
         """
         first, second = pairs[:, :1], pairs[:, 1:]
         counts = self.counts[drawn].astype(np.float64)
@@ -152,29 +152,35 @@ def detectable(
         differences: true differences, > 0, shape (pairs,); `detected`: shares of trials, 0–1, shape (pairs,).
 
     Raises:
-        ValueError: no pair is on one side of `share`: there is nothing to read off.
+        ValueError: all pairs are on one side of `share`: there is nothing to read off.
     """
-    if not (detected < share).any() or not (detected > share).any():
+    if not straddles(detected, share):
         raise ValueError(f"all {len(detected)} pairs are detected on one side of {share:.0%}: add weaker or stronger ones")
-    estimate = _crossing(np.log(differences), detected, share)
-    rng, found = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    found: list[float] = []
     while len(found) < resamples:
         again = rng.integers(len(differences), size=len(differences))
-        if (detected[again] < share).any() and (detected[again] > share).any():
-            found.append(_crossing(np.log(differences[again]), detected[again], share))
+        if straddles(detected[again], share):
+            found.append(crossing(differences[again], detected[again], share))
     low, high = np.quantile(found, [0.025, 0.975])
-    return float(np.exp(estimate)), float(np.exp(low)), float(np.exp(high))
+    return crossing(differences, detected, share), float(low), float(high)
+
+
+def straddles(detected: np.ndarray, share: float) -> bool:
+    """Are there pairs on both sides of `share`?"""
+    return bool((detected < share).any() and (detected > share).any())
+
+
+def crossing(differences: np.ndarray, detected: np.ndarray, share: float) -> float:
+    """Where the fitted curve reaches `share`; see `detectable`."""
+    level, slope, middle = _logistic(np.log(differences), detected)
+    return math.exp(middle + (math.log(share / (1 - share)) - level) / slope)
 
 
 def curve(differences: np.ndarray, detected: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The fitted share of detections by true difference."""
     level, slope, middle = _logistic(np.log(differences), detected)
     return lambda x: np.asarray(1 / (1 + np.exp(-level - slope * (np.log(x) - middle))))
-
-
-def _crossing(x: np.ndarray, detected: np.ndarray, share: float) -> float:
-    level, slope, middle = _logistic(x, detected)
-    return float(middle + (math.log(share / (1 - share)) - level) / slope)
 
 
 def _logistic(x: np.ndarray, detected: np.ndarray) -> tuple[float, float, float]:
@@ -195,12 +201,13 @@ def _logistic(x: np.ndarray, detected: np.ndarray) -> tuple[float, float, float]
 def promoted(scored: Scored, nights: int, length: int, histories: int, gates: Gates, seed: int, arm: str) -> np.ndarray:
     """Which nights of which histories ended in *better*, all models being equal: bool, shape (histories, nights).
 
-    Each night another model than the champion is judged on `length` days; on *better* it becomes the champion. Pool means are taken
-    off, so that no model is better than another.
+    Each night another model than the champion is judged on `length` days; on *better* it becomes the champion. Pool means are
+    taken off, so that no model is better than another.
 
     Args:
-        arm: ``fresh``: days that no night used before; ``unpaid``: the last `length` days, which move on by one each night; ``paid``:
-            the same, and the interval pays for the uses of its most used day.
+        arm: ``fresh``: days that no night used before; ``unpaid``: the last `length` days, which move on by one each night;
+            ``paid``: the same, and the interval pays for the earlier uses of its most used day; ``paid ahead``: it pays for
+            `length` - 1 uses from the first night on.
     """
     rng = np.random.default_rng(seed)
     days, models = len(scored.counts), len(scored.loss)
@@ -210,7 +217,7 @@ def promoted(scored: Scored, nights: int, length: int, histories: int, gates: Ga
         candidate = (champion + rng.integers(1, models, size=histories)) % models
         first = night * length if arm == "fresh" else night
         trials = scored.trials(np.stack([candidate, champion], axis=1), life[:, first : first + length], "centred", rng)
-        uses = min(night, length - 1) if arm == "paid" else 0
+        uses = {"paid": min(night, length - 1), "paid ahead": length - 1}.get(arm, 0)
         won[:, night] = better(trials, gates, uses, seed + 1 + night * histories)
         champion = np.where(won[:, night], candidate, champion)
     return won
@@ -219,12 +226,12 @@ def promoted(scored: Scored, nights: int, length: int, histories: int, gates: Ga
 def better(trials: Trials, gates: Gates, uses: int, seed: int) -> np.ndarray:
     """Which trials are *better* at the confidence that pays for `uses`: bool, shape (trials,).
 
-    A wider interval holds the narrower one, so only what is better without paying is asked again.
+    Few resamples are worth their time: what is worse by its mean is not better, and what is not better without paying is not
+    better with it, because the wider interval holds the narrower one.
     """
-    ends, _ = upper_ends(trials.sums, trials.counts, gates.confidence, gates.resamples, seed)
-    found = verdicts(ends, gates.margin) == "better"
-    if uses and found.any():
-        confidence = significance.paid(gates.confidence, 1 + uses)
-        ends, _ = upper_ends(trials.sums[found], trials.counts[found], confidence, gates.resamples, seed)
-        found[found] = verdicts(ends, gates.margin) == "better"
+    found = trials.sums.sum(axis=1) < 0
+    for confidence in dict.fromkeys([gates.confidence, significance.paid(gates.confidence, 1 + uses)]):
+        if found.any():
+            ends, _ = upper_ends(trials.sums[found], trials.counts[found], confidence, gates.resamples, seed)
+            found[found] = verdicts(ends, gates.margin) == "better"
     return found
