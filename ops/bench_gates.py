@@ -200,7 +200,7 @@ def false_promotion(models: Models, trials: int, pictures: Path | None) -> list[
         say(f"{kind}: {MODELS} models, AUC {auc.mean():.4f} ± {auc.std(ddof=1):.4f}, "
             f"log-loss {loss.mean():.4f} ± {loss.std(ddof=1):.4f}")  # fmt: skip
     say(f"\n{trials:,} trials a line, drawn from {NULL_DAYS} days; brackets: 95 % intervals (Wilson)\n")
-    heads = ["equal models", "made equal", "days", "better", "falsely", "falsely: plain percentile", "falsely: rows as independent",
+    heads = ["equal models", "made equal", "days", "better", "falsely", "falsely: plain percentile", "falsely: independent rows",
              "refused"]  # fmt: skip
     show(heads, table)
     return summary
