@@ -80,6 +80,7 @@ def test_trials__swapped_by_day_exchange_about_half_of_the_days(scored: gt.Score
     plain, swapped = (scored.trials(pairs, drawn, null, rng).sums for null in ("as they are", "swapped by day"))
     assert np.array_equal(np.abs(plain), np.abs(swapped))
     assert 0.45 < (plain == swapped).mean() < 0.55
+    assert 0.2 < (plain == swapped).mean(axis=1).min() < (plain == swapped).mean(axis=1).max() < 0.8  # by day, not by trial
 
 
 def test_pairs_of__never_pairs_a_model_with_itself_and_reaches_all() -> None:
@@ -95,9 +96,9 @@ def test_holdouts__consecutive_ones_are_days_in_a_row_inside_the_pool() -> None:
 
 def test_detectable__reads_a_known_curve() -> None:
     differences = np.geomspace(0.001, 0.1, 15)
-    detected = 1 / (1 + (0.01 / differences) ** 2)  # logistic in the logarithm; 80 % where (x / 0.01)² = 4
+    detected = 1 / (1 + (0.02 / differences) ** 2)  # logistic in the logarithm; 80 % where (x / 0.02)² = 4
     middle, low, high = gt.detectable(differences, detected, 0.8, 10, 0)
-    assert middle == pytest.approx(0.02, rel=1e-3)
+    assert middle == pytest.approx(0.04, rel=1e-3)
     assert low <= middle * 1.001 and high >= middle * 0.999
 
 
