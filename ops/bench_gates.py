@@ -36,15 +36,13 @@ POOL = Window(start=date(2013, 6, 2), end=date(2013, 12, 31))
 """Judged days, after a day's gap; the last day of the year has flights that land in the next."""
 NULL_DAYS = 90
 """So many of the pool's first days are drawn from when models are equal."""
-MODELS = 12
+MODELS = 10
 ROUNDS = 100
 HOLDOUTS = (7, 14)
 POWER = 0.8
 POWER_PLANS = {"7 days": (7, 0, 4), "14 days": (14, 0, 4), "28 days": (28, 0, 4), "14 days, used 13 times": (14, 13, 20)}
 """Name → days, earlier uses of these days, and by what --trials is divided (a paid interval takes 17 times the resamples)."""
 NIGHTS, HISTORIES = 30, 1000
-ALIKE = {"other seeds": False, "other seeds, other days": True}
-"""Kinds of equal models → whether each learns from training days of its own, drawn with replacement."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -79,7 +77,7 @@ def features() -> pd.DataFrame:
     began = time.monotonic()
     root, version = landed(YEAR[1])
     as_of = datetime.combine(YEAR[1], datetime.min.time()) + timedelta(days=3)
-    found = stored.read(stored.build(root, version, Window(start=TRAIN.start, end=POOL.end), as_of))
+    found = stored.read(stored.build(root, version, Window(start=TRAIN.start - timedelta(days=MODELS), end=POOL.end), as_of))
     say(f"features of {len(found):,} rows in {time.monotonic() - began:.0f} s")
     return found
 
@@ -97,8 +95,17 @@ class Recipe:
     rounds: int = ROUNDS
     row_share: float = 1.0
     without: frozenset[str] = frozenset()
+    days_ago: int = 0
     own_days: bool = False
     noise: float = 0.0
+
+
+ALIKE: dict[str, Callable[[int], Recipe]] = {
+    "other seeds": lambda i: Recipe("another seed", seed=i),
+    "windows a day apart": lambda i: Recipe("another day", seed=i, days_ago=i),
+    "training days drawn anew": lambda i: Recipe("other training days", seed=i, own_days=True),
+}
+"""Kinds of equal models, the more different the lower."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +114,6 @@ class Models:
 
     table: pd.DataFrame
     params: Params
-
-    @cached_property
-    def train(self) -> pd.DataFrame:
-        return labelled(self.table, TRAIN)
 
     @cached_property
     def pool(self) -> pd.DataFrame:
@@ -123,8 +126,8 @@ class Models:
         first = days < np.unique(days)[NULL_DAYS]
         rows = self.pool[first]
         found = {}
-        for kind, own_days in ALIKE.items():
-            recipes = [Recipe(f"{kind} {i}", seed=i, own_days=own_days) for i in range(MODELS)]
+        for kind, recipe_of in ALIKE.items():
+            recipes = [recipe_of(i) for i in range(MODELS)]
             found[kind] = gt.summed(rows["label"].to_numpy(), self.answers(recipes, rows), day_of(rows))
         return found
 
@@ -139,7 +142,9 @@ class Models:
 
     def answer(self, recipe: Recipe, rows: pd.DataFrame) -> np.ndarray:
         rng = np.random.default_rng(recipe.seed)
-        chosen = self.train[rng.random(len(self.train)) < recipe.row_share]
+        before = timedelta(days=recipe.days_ago)
+        train = labelled(self.table, Window(start=TRAIN.start - before, end=TRAIN.end - before))
+        chosen = train[rng.random(len(train)) < recipe.row_share]
         if recipe.own_days:
             days = day_of(chosen)
             unique = np.unique(days)
@@ -165,11 +170,15 @@ def day_of(rows: pd.DataFrame) -> np.ndarray:
 def worse_ones(params: Params) -> list[Recipe]:
     """Models that are worse than the whole one by graded amounts, of four makes."""
     groups = {view.name: frozenset(view.columns) for view in load_module(params).views}
-    made = [Recipe(f"{n} rounds", 0, "fewer rounds", rounds=n) for n in (10, 15, 20, 25, 30, 40, 60)]
+    made = [Recipe(f"{n} rounds", 0, "fewer rounds", rounds=n) for n in (6, 10, 15, 20, 25, 30, 40, 60)]
     made += [
-        Recipe(f"{share:.1%} of rows", 0, "fewer rows", row_share=share) for share in (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5)
+        Recipe(f"{share:.1%} of rows", 0, "fewer rows", row_share=share)
+        for share in (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5)
     ]
     made += [Recipe(f"without {name}", 0, "fewer features", without=names) for name, names in groups.items()]
+    for names in (["weather", "origin"], ["weather", "origin", "carrier", "dest"]):
+        without = frozenset[str]().union(*(groups[name] for name in names if name in groups))
+        made.append(Recipe(f"without {', '.join(names)}", 0, "fewer features", without=without))
     made += [Recipe(f"noise {sd}", 0, "noise", noise=sd) for sd in (0.15, 0.2, 0.25, 0.3, 0.4, 0.5)]
     return [Recipe(**{**vars(recipe), "seed": 100 + number}) for number, recipe in enumerate(made)]
 
@@ -227,7 +236,7 @@ def power(models: Models, trials: int, pictures: Path | None) -> list[str]:
     kinds = np.array([recipe.kind for recipe in recipes])
     table, summary = [], []
     for plan, seen in detected.items():
-        found = [gt.detectable(x[x > 0], seen[x > 0], POWER, 500, 0) for x in (lost, added)]
+        found = [gt.detectable(x[x > 0], seen[x > 0], POWER, 300, 0) for x in (lost, added)]
         shown = [f"{mid:.4f} [{low:.4f}, {high:.4f}]" for mid, low, high in found]
         table.append([plan, *shown, *(one_make(lost, seen, (kinds == kind) & (lost > 0)) for kind in dict.fromkeys(kinds))])
         summary.append(f"power: {POWER:.0%} on {plan} from a true AUC difference of {shown[0]}, log-loss {shown[1]}")

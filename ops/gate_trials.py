@@ -19,6 +19,9 @@ from ml.config import Gates
 
 NULLS = ("as they are", "centred", "swapped by day", "consecutive days")
 """How two models are made equal; see `Scored.trials`."""
+FLOOR = 0.025
+"""Share of detections that a curve of power starts from: chance alone, at a confidence of 0.95. Without it, pairs that hardly differ
+would bend the curve."""
 CHUNK = 100
 """Trials that share their resamples: the gate's depend on the seed and the number of days alone."""
 
@@ -145,8 +148,8 @@ def detectable(
 ) -> tuple[float, float, float]:
     """The true difference that is detected in `share` of the trials, and its 95 % interval.
 
-    A logistic curve in the logarithm of the difference, by maximum likelihood; the interval resamples pairs, because pairs of one
-    difference but of another make differ in power by more than their trials' chance.
+    The curve rises from `FLOOR` to 1, logistic in the logarithm of the difference, by maximum likelihood. The interval resamples
+    pairs, because pairs of one difference but of another make differ in power by more than their trials' chance.
 
     Args:
         differences: true differences, > 0, shape (pairs,); `detected`: shares of trials, 0–1, shape (pairs,).
@@ -174,13 +177,14 @@ def straddles(detected: np.ndarray, share: float) -> bool:
 def crossing(differences: np.ndarray, detected: np.ndarray, share: float) -> float:
     """Where the fitted curve reaches `share`; see `detectable`."""
     level, slope, middle = _logistic(np.log(differences), detected)
-    return math.exp(middle + (math.log(share / (1 - share)) - level) / slope)
+    above = (share - FLOOR) / (1 - FLOOR)
+    return math.exp(middle + (math.log(above / (1 - above)) - level) / slope)
 
 
 def curve(differences: np.ndarray, detected: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The fitted share of detections by true difference."""
     level, slope, middle = _logistic(np.log(differences), detected)
-    return lambda x: np.asarray(1 / (1 + np.exp(-level - slope * (np.log(x) - middle))))
+    return lambda x: np.asarray(FLOOR + (1 - FLOOR) / (1 + np.exp(-level - slope * (np.log(x) - middle))))
 
 
 def _logistic(x: np.ndarray, detected: np.ndarray) -> tuple[float, float, float]:
@@ -188,8 +192,8 @@ def _logistic(x: np.ndarray, detected: np.ndarray) -> tuple[float, float, float]
     middle = float(x.mean())
 
     def unlikely(given: np.ndarray) -> float:
-        margin = given[0] + given[1] * (x - middle)
-        return float(np.sum(np.logaddexp(0, margin) - detected * margin))
+        p = FLOOR + (1 - FLOOR) / (1 + np.exp(-np.clip(given[0] + given[1] * (x - middle), -30, 30)))
+        return -float(np.sum(detected * np.log(p) + (1 - detected) * np.log1p(-p)))
 
     fitted = optimize.minimize(unlikely, [0.0, 1.0], bounds=[(-50, 50), (0.05, 50)])
     return float(fitted.x[0]), float(fitted.x[1]), middle

@@ -96,9 +96,10 @@ def test_holdouts__consecutive_ones_are_days_in_a_row_inside_the_pool() -> None:
 
 def test_detectable__reads_a_known_curve() -> None:
     differences = np.geomspace(0.001, 0.1, 15)
-    detected = 1 / (1 + (0.02 / differences) ** 2)  # logistic in the logarithm; 80 % where (x / 0.02)² = 4
+    detected = 0.025 + 0.975 / (1 + (0.02 / differences) ** 2)  # from chance to 1, logistic in the logarithm
+    wanted = 0.02 * np.sqrt(0.775 / 0.2)
     middle, low, high = gt.detectable(differences, detected, 0.8, 10, 0)
-    assert middle == pytest.approx(0.04, rel=1e-3)
+    assert middle == pytest.approx(wanted, rel=1e-3)
     assert low <= middle * 1.001 and high >= middle * 0.999
 
 
@@ -144,7 +145,7 @@ def test_reuse__draws_its_picture(scored: gt.Scored, tmp_path: Path, monkeypatch
                                       "train": params.train.model_copy(update={"holdout_days": 5})})  # fmt: skip
     monkeypatch.setattr(bench_gates, "HISTORIES", 20)
     models = bench_gates.Models(pd.DataFrame(), small)
-    models.__dict__["equal"] = {"other seeds, other days": scored}
+    models.__dict__["equal"] = {"made up": scored}
     assert len(bench_gates.reuse(models, 400, tmp_path / "new")) == 4
     assert (tmp_path / "new" / "gate-reuse.png").read_bytes().startswith(b"\x89PNG")
 
