@@ -177,7 +177,7 @@ def worse_ones(params: Params) -> list[Recipe]:
     ]
     made += [Recipe(f"without {name}", 0, "fewer features", without=names) for name, names in groups.items()]
     for names in (["weather", "origin"], ["weather", "origin", "carrier", "dest"]):
-        without = frozenset[str]().union(*(groups[name] for name in names if name in groups))
+        without = frozenset[str]().union(*(groups[name] for name in names))
         made.append(Recipe(f"without {', '.join(names)}", 0, "fewer features", without=without))
     made += [Recipe(f"noise {sd}", 0, "noise", noise=sd) for sd in (0.15, 0.2, 0.25, 0.3, 0.4, 0.5)]
     return [Recipe(**{**vars(recipe), "seed": 100 + number}) for number, recipe in enumerate(made)]

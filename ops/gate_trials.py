@@ -20,8 +20,8 @@ from ml.config import Gates
 NULLS = ("as they are", "centred", "swapped by day", "consecutive days")
 """How two models are made equal; see `Scored.trials`."""
 FLOOR = 0.025
-"""Share of detections that a curve of power starts from: chance alone, at a confidence of 0.95. Without it, pairs that hardly differ
-would bend the curve."""
+"""Share of detections that a curve of power starts from: chance alone, at a confidence of 0.95. Without it, pairs that hardly
+differ would bend the curve."""
 CHUNK = 100
 """Trials that share their resamples: the gate's depend on the seed and the number of days alone."""
 
