@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast demo bench-features bench-tuning up down status
+.PHONY: help setup lock lint format test test-fast demo bench-features bench-tuning bench-gates up down status
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -66,6 +66,9 @@ bench-features: $(STAMP)  ## the feature store beside its alternatives; some min
 
 bench-tuning: $(STAMP)  ## the search beside the usual ones, on three months; half an hour
 	@$(BIN)/python -m ops.bench_tuning --picture docs/tuning.png
+
+bench-gates: $(STAMP)  ## how often the gate errs, on the shipped year: false promotions, power, reused days; some minutes
+	@$(BIN)/python -m ops.bench_gates --pictures docs
 
 up: $(STAMP)  ## start Airflow, MLflow and the prediction service
 	@$(BIN)/python -m ops.services up

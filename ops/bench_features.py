@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -41,23 +42,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = [part for part in asked.parts if part not in PARTS]
     if unknown:
         parser.error(f"unknown part {unknown[0]!r}; parts are {', '.join(PARTS)}")
+    from ops import bench_online
+
+    last = date(2013, 2, 12) if asked.small else YEAR[1]
+    run: dict[str, Callable[[date, bool], None]] = {
+        "join": join, "incremental": incremental,
+        "online": bench_online.online, "equality": bench_online.equality, "auc": auc,
+    }  # fmt: skip
+    with landed_days(YEAR[0], last):
+        for part in asked.parts or PARTS:
+            say(f"\n## {part}\n")
+            run[part](last, asked.small)
+
+
+@contextmanager
+def landed_days(first: date, end: date) -> Iterator[None]:
+    """A landed, validated and versioned copy of the days in a temporary folder, with the settings pointing there."""
     home = Path(tempfile.mkdtemp(prefix="evergreen-bench-"))
     try:
         os.environ |= {"EVERGREEN_VAR": str(home / "var"), "EVERGREEN_DATA": str(home / "data")}
         for name in ("EVERGREEN_ONLINE", "EVERGREEN_FEAST", "EVERGREEN_STORE", "EVERGREEN_LEDGER", "EVERGREEN_DVC_REMOTE"):
             os.environ.pop(name, None)
         (home / "var").mkdir()
-        from ops import bench_online
-
-        last = date(2013, 2, 12) if asked.small else YEAR[1]
-        land(YEAR[0], last)
-        run: dict[str, Callable[[date, bool], None]] = {
-            "join": join, "incremental": incremental,
-            "online": bench_online.online, "equality": bench_online.equality, "auc": auc,
-        }  # fmt: skip
-        for part in asked.parts or PARTS:
-            say(f"\n## {part}\n")
-            run[part](last, asked.small)
+        land(first, end)
+        yield
     finally:
         shutil.rmtree(home)
 
