@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from pydantic import ValidationError
 
-from ml import steps
+from ml import cli_models, steps
 from ml.config import load_params, settings
 from ml.errors import EvergreenError, NothingToDo
 from ml.refs import Ref, Window
@@ -143,6 +143,8 @@ def _is_ref(kind: object) -> bool:
 for _name in step_names():
     if _name != "features":
         app.command(_name.replace("_", "-"))(_command(_name))
+
+app.add_typer(cli_models.app)
 
 features_app = typer.Typer(pretty_exceptions_enable=False)
 app.add_typer(features_app, name="features")

@@ -230,6 +230,7 @@ def package(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> Bu
         lineage=lineage.of(plan, features, shipped),
         examples=examples.record(snapshots.restore(plan.snapshot), plan, parts, X),
         profile=parts.profile,
+        explainer=artifacts.dump(parts.fitted),
     )
     tag, bento_archive = bento.build_bento(archive, params.problem.name, {"model": model.digest[:12]})
     return BundleRef(

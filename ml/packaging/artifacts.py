@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ml import store
-from ml.packaging.graph import export
 from ml.refs import Recipe
 from ml.training.climatology import Climatology
 from ml.training.encoding import Encoding
 from ml.training.fit import Fitted, Learned
 from ml.training.models import FAMILIES, Linear
-from ml.training.tuning import Winner
+
+if TYPE_CHECKING:
+    from ml.training.tuning import Winner
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Artifacts:
 
     @classmethod
     def make(cls, fitted: Fitted, winner: Winner, profile: bytes) -> Artifacts:
+        from ml.packaging.graph import export  # converters and, below, Optuna: a service that explains has neither
+
         return cls(fitted, winner, export(fitted), profile)
 
     def simple(self, reason: str) -> Artifacts:
@@ -46,6 +50,8 @@ class Artifacts:
     @classmethod
     def load(cls, digest: str) -> Artifacts:
         """Reads the archive `digest` from the store."""
+        from ml.training.tuning import Winner
+
         files = store.unpack(store.get(digest))
         return cls(load(files), Winner.model_validate_json(files["tuning.json"]), files["model.onnx"], files["profile.json"])
 

@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -47,6 +47,10 @@ REQUIREMENTS = (
     *("pydantic", "pydantic-settings", "pyyaml", "sqlalchemy", "tzdata", "uvicorn"),
 )
 """What serving imports; pinned to the versions that the model was judged with."""
+EXPLAINING = (("pandas",), ("xgboost-cpu", "xgboost"))
+"""What explanations import besides, by the names of which one is installed."""
+FAMILY = {"lightgbm": (("lightgbm",),)}
+"""What those of one model family import besides these."""
 BOOT_SECONDS = 60.0
 STOP_SECONDS = 10.0
 _MEMBER = "bundle.tar"
@@ -92,10 +96,11 @@ def build_bento(bundle: bytes, name: str, labels: Mapping[str, str]) -> tuple[st
         The tag ``name:version`` and the exported ``.bento`` archive.
 
     Raises:
+        IntegrityError: `bundle` is none.
         BentoError: BentoML refused; its last lines are in the message.
     """
-    source = Path(ml.__file__).parent
-    tag = f"{name}:{_digest(bundle, source)}"
+    source, requirements = Path(ml.__file__).parent, requirements_of(Bundle.from_bytes(bundle))
+    tag = f"{name}:{_digest(bundle, source, requirements)}"
     with tempfile.TemporaryDirectory(prefix="evergreen-bento-") as folder:
         context, archive = Path(folder, "context"), Path(folder, "archive.bento")
         shutil.copytree(source, context / "ml", ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
@@ -107,6 +112,7 @@ def build_bento(bundle: bytes, name: str, labels: Mapping[str, str]) -> tuple[st
             "context": str(context),
             "bundle": f"{folder}/{_MEMBER}",
             "archive": str(archive),
+            "requirements": requirements,
         }
         command = [sys.executable, "-P", __file__, json.dumps(order)]
         environment = _environment(settings().var / "bentoml") | {"PYTHONPATH": str(context)}
@@ -209,17 +215,32 @@ def _environment(home: Path) -> dict[str, str]:
     return kept | {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true"}
 
 
-def _digest(bundle: bytes, source: Path) -> str:
+def requirements_of(bundle: Bundle) -> list[str]:
+    """Pinned requirements of the service: what answers need, and, with an explainer, what explanations need.
+
+    Raises:
+        BentoError: one of them is not installed here.
+    """
+    wanted: tuple[tuple[str, ...], ...] = tuple((name,) for name in REQUIREMENTS)
+    if bundle.explainer is not None:
+        wanted += EXPLAINING + FAMILY.get(json.loads(bundle.explainer_files()["family.json"])["family"], ())
+    return [_pinned(names) for names in wanted]
+
+
+def _pinned(names: tuple[str, ...]) -> str:
+    for name in names:
+        with contextlib.suppress(PackageNotFoundError):
+            return f"{name}=={version(name)}"
+    raise BentoError(f"{' or '.join(names)} is not installed", f"pip install {names[0]}")
+
+
+def _digest(bundle: bytes, source: Path, requirements: list[str]) -> str:
     """Sixteen hex digits for the bundle, the code that serves it and its requirements."""
     sha = hashlib.sha256(store.sha256(bundle).encode())
     for path in sorted(source.rglob("*.py")):
         sha.update(str(path.relative_to(source)).encode() + b"\0" + path.read_bytes())
-    sha.update("\n".join(_requirements()).encode())
+    sha.update("\n".join(requirements).encode())
     return sha.hexdigest()[:16]
-
-
-def _requirements() -> list[str]:
-    return [f"{name}=={version(name)}" for name in REQUIREMENTS]
 
 
 def _free_port() -> int:
@@ -228,7 +249,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _build(order: Mapping[str, str], labels: Mapping[str, str]) -> None:
+def _build(order: Mapping[str, str], labels: Mapping[str, str], requirements: list[str]) -> None:
     """The part that runs in the build process."""
     import bentoml
 
@@ -247,7 +268,7 @@ def _build(order: Mapping[str, str], labels: Mapping[str, str]) -> None:
             version=bento_version,
             labels=dict(labels),
             include=["service.py", "ml/**"],
-            python={"packages": _requirements(), "lock_packages": False},
+            python={"packages": requirements, "lock_packages": False},
             build_ctx=order["context"],
         )
     bento.export(order["archive"])
@@ -255,4 +276,4 @@ def _build(order: Mapping[str, str], labels: Mapping[str, str]) -> None:
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    _build(given, given.pop("labels"))
+    _build(given, given.pop("labels"), given.pop("requirements"))

@@ -2,7 +2,8 @@
 
 Members: ``model.onnx`` (typed features → calibrated probability), ``bundle.json`` (the card: names, order, request schema,
 threshold, climatology, lineage), ``examples.json`` (recorded answers, for the parity probe) and ``profile.json`` (reference
-profile, opaque here). No pickle is in it, and none is read.
+profile, opaque here). Optional: ``explainer.tar`` (the fitted model itself, which tells how it came to an answer), read only when
+an explanation is asked for; bundles of earlier versions have none. No pickle is in it, and none is read.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
 from ml import store
 from ml.config import ColumnType
-from ml.errors import IntegrityError
+from ml.errors import IntegrityError, NotFoundError
 from ml.features.definitions import Value
 from ml.refs import Ref
 from ml.training.climatology import Climatology
 
+if TYPE_CHECKING:
+    from ml.training.fit import Fitted
+
 MODEL, CARD, EXAMPLES, PROFILE = ("model.onnx", "bundle.json", "examples.json", "profile.json")
+EXPLAINER = "explainer.tar"
 MAX_EXAMPLES = 64
 
 
@@ -59,6 +64,8 @@ class Bundle:
     model: bytes
     examples: tuple[Example, ...]
     profile: bytes
+    explainer: bytes | None = None
+    """An archive of `ml.packaging.artifacts.dump`."""
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Bundle:
@@ -82,7 +89,7 @@ class Bundle:
         if len(examples) > MAX_EXAMPLES:
             raise IntegrityError(f"{EXAMPLES} has {len(examples)} rows, at most {MAX_EXAMPLES} are allowed", _CURE)
         digest = store.sha256(store.pack(dict(files)))
-        return cls(digest, card, files[MODEL], examples, files[PROFILE])
+        return cls(digest, card, files[MODEL], examples, files[PROFILE], files.get(EXPLAINER))
 
     @classmethod
     def from_bytes(cls, archive: bytes) -> Bundle:
@@ -114,6 +121,38 @@ class Bundle:
         required = {*problem.get("id", []), *table.get("key", [])}
         return {name: (kind, name in required) for name, kind in self.card.request.items()}
 
+    def explainer_files(self) -> dict[str, bytes]:
+        """The members of ``explainer.tar``; nothing is loaded of a model's library.
+
+        Raises:
+            NotFoundError: the bundle has none.
+            IntegrityError: it is no archive.
+        """
+        if self.explainer is None:
+            raise NotFoundError(f"bundle {self.digest[:12]} has no {EXPLAINER}: it was made before there was one", _ANEW)
+        try:
+            return store.unpack(self.explainer)
+        except (tarfile.TarError, ValueError, OSError, EOFError) as error:
+            raise IntegrityError(f"{EXPLAINER} of {self.digest[:12]} is no archive: {_first_line(error)}", _CURE) from None
+
+    def fitted(self) -> Fitted:
+        """The model itself, for explanations. Imports the model's library.
+
+        Raises:
+            NotFoundError: the bundle has none.
+            IntegrityError: it cannot be read, or learned from other features than the card names.
+        """
+        files = self.explainer_files()
+        from ml.packaging.artifacts import load  # imports XGBoost: a service that never explains must not pay for it
+
+        try:
+            found = load(files)
+        except (KeyError, ValueError, TypeError) as error:  # libraries raise kinds of ValueError
+            raise IntegrityError(f"{EXPLAINER} of {self.digest[:12]} is malformed: {_first_line(error)}", _CURE) from None
+        if (found.encoding.numeric, found.encoding.text) != (self.card.numeric, self.card.text):
+            raise IntegrityError(f"{EXPLAINER} of {self.digest[:12]} has other features than {CARD} names", _CURE)
+        return found
+
 
 def build(
     *,
@@ -129,6 +168,7 @@ def build(
     lineage: Mapping[str, str],
     examples: Sequence[Example],
     profile: bytes,
+    explainer: Mapping[str, bytes] | None = None,
 ) -> bytes:
     """Packs a bundle: the same content gives the same bytes, and so the same digest.
 
@@ -139,6 +179,7 @@ def build(
         request: raw request fields and their declared types.
         params: dump of the sections problem, tables, features, serving of params.yaml.
         examples: at most 64 recorded answers.
+        explainer: what `ml.packaging.artifacts.dump` makes of the fitted model; without it, answers cannot be explained.
 
     Raises:
         IntegrityError: the parts do not fit together.
@@ -160,7 +201,7 @@ def build(
         CARD: _canonical(card.model_dump(mode="json")),
         EXAMPLES: _canonical([each.model_dump(mode="json") for each in examples]),
         PROFILE: profile,
-    }
+    } | ({EXPLAINER: store.pack(dict(explainer))} if explainer else {})
     Bundle.from_files(files)
     return store.pack(files)
 
@@ -173,4 +214,5 @@ def _first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+_ANEW = "train and release a new version; its bundle will have one"
 _CURE = "run the packaging step again; do not serve this bundle"

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from ml.features.assembly import Assembled, Assembler
 from ml.features.definitions import Value
 from ml.features.online import OnlineStore, SQLiteStore
 from ml.packaging.bundle import Bundle
+from ml.serving.explaining import MISSING, Explainer
 from ml.serving.log import Entry
 from ml.serving.predictor import PredictionError, Predictor
-from ml.serving.schema import Answer, RequestError, RequestSchema
+from ml.serving.schema import Answer, Explained, RequestError, RequestSchema
 
 FALLBACK = "fallback_baseline"
 CHAMPION = "champion"
@@ -108,6 +110,27 @@ class Serving:
                 )
             )
         return answers, entries, assembled.filled
+
+    def explain(self, answers: Sequence[Answer], entries: Sequence[Entry]) -> list[Explained]:
+        """The same answers, each with its explanation, or with the flag that it has none: the baseline rate cannot be explained.
+
+        Args:
+            answers, entries: made by `answer`; they stay as they are.
+        """
+        by_model = [i for i, answer in enumerate(answers) if FALLBACK not in answer.flags]
+        found = self._explainer.explain([entries[i] for i in by_model]) if by_model else []
+        explanations = dict(zip(by_model, found, strict=True))
+        return [
+            Explained.model_construct(
+                **dict(answer) | {"flags": answer.flags + ([] if explanations.get(i) else [MISSING])},
+                explanation=explanations.get(i),
+            )
+            for i, answer in enumerate(answers)
+        ]
+
+    @cached_property
+    def _explainer(self) -> Explainer:
+        return Explainer(self.bundle)
 
     def _assemble(self, store: OnlineStore, rows: Sequence[Mapping[str, Any]]) -> Assembled:
         """Features from the online store, else from the declared defaults; when that fails too, the row is at fault."""

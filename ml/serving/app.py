@@ -7,27 +7,32 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic_core
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 
 from ml.packaging.bundle import Bundle
+from ml.serving.explaining import MAX_EXPLAINED
 from ml.serving.predictor import PredictionError
-from ml.serving.schema import Answer, RequestError
+from ml.serving.schema import Answer, Explained, RequestError
 from ml.serving.service import NotReadyError, Service
 
 SANDBOX = "EVERGREEN_SANDBOX"
 """Set to 1 for a smoke test: nothing is logged as a prediction, and ``POST /parity`` answers feature values."""
 MAX_BODY_BYTES = 8 << 20
 
+_EXPLAIN = (
+    f"true: each answer also has `explanation`, the features' shares in it; at most {MAX_EXPLAINED} rows in one request. An "
+    "answer that cannot be explained has the flag `explanation_missing` instead."
+)
 _ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"description": "more rows or bytes than the limit"},
-    422: {"description": "a field is unknown, missing or of the wrong type; it is named"},
+    422: {"description": "a field is unknown, missing or of the wrong type, it is named; or too many rows to explain"},
     503: {"description": "no model is loaded"},
 }
 
@@ -67,11 +72,11 @@ def serve(host: str, port: int) -> None:
 
 
 def _prediction_route(app: FastAPI, service: Service) -> None:
-    @app.post("/predict", responses={200: {"model": Answer | list[Answer]}, **_ERRORS})
-    async def predict(request: Request) -> Response:
+    @app.post("/predict", responses={200: {"model": Answer | list[Answer] | Explained | list[Explained]}, **_ERRORS})
+    async def predict(request: Request, explain: Annotated[bool, Query(description=_EXPLAIN)] = False) -> Response:
         """The probability for one row, or for each row of a list."""
-        body = await _body(request)
-        answer = await service.run(service.predict, body, request.headers.get("x-request-id", "")[:64] or None)
+        body, request_id = await _body(request), request.headers.get("x-request-id", "")[:64] or None
+        answer = await (service.explain if explain else service.predict)(body, request_id)
         return Response(pydantic_core.to_json(answer), media_type="application/json")
 
 

@@ -23,8 +23,31 @@ class Answer(BaseModel):
     cohort: str = Field(description="who was asked: champion")
     request_id: str = Field(description="the same for all rows of a request")
     flags: list[str] = Field(
-        description="features_missing, features_expired, features_stale, features_ahead, fallback_baseline; empty: all is well"
+        description="features_missing, features_expired, features_stale, features_ahead, fallback_baseline, explanation_missing; "
+        "empty: all is well"
     )
+
+
+class Contribution(BaseModel):
+    """One feature's share in an answer."""
+
+    feature: str = Field(description="name; others: all that are not named, added up")
+    value: float | str | None = Field(description="what the model was given; null: missing, or others")
+    contribution: float = Field(description="above 0 it speaks for label 1, below 0 against")
+
+
+class Explanation(BaseModel):
+    """How an answer came about: base and contributions add up to its margin."""
+
+    base: float = Field(description="margin before anything is known of the row")
+    contributions: list[Contribution] = Field(description="largest first, others last")
+    unit: str = Field(description="of base and contributions: log-odds")
+
+
+class Explained(Answer):
+    """The answer to one row of a request with ``explain=true``."""
+
+    explanation: Explanation | None = Field(description="null when there is none; then the flag explanation_missing is set")
 
 
 class RequestError(Exception):

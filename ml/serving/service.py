@@ -8,15 +8,17 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from ml.config import settings
 from ml.features.online import StoreDownError, open_store
 from ml.packaging.bundle import Bundle
 from ml.serving.answering import Serving
+from ml.serving.explaining import MAX_EXPLAINED, MISSING
 from ml.serving.follower import Follower
-from ml.serving.log import PredictionLog, folder
-from ml.serving.schema import Answer, RequestError
+from ml.serving.log import Entry, PredictionLog, folder
+from ml.serving.schema import Answer, Explained, RequestError
 from ml.serving.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,16 @@ logger = logging.getLogger(__name__)
 
 class NotReadyError(Exception):
     """No model is loaded; the message says why."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The answers to one request, the same as log entries, and who gave them. `many`: the request was a list."""
+
+    serving: Serving
+    answers: list[Answer]
+    entries: list[Entry]
+    many: bool
 
 
 class Service:
@@ -44,6 +56,7 @@ class Service:
         self._log: PredictionLog | None = None
         self._follower: Follower | None = None
         self._executor = ThreadPoolExecutor(1, "predict")  # the graph is fast; one thread keeps the event loop free for probes
+        self._explaining = ThreadPoolExecutor(1, "explain")  # and explanations are slow: no answer waits behind one
 
     def start(self) -> None:
         """Opens store and log and takes a model into service; returns at once when there is none yet."""
@@ -62,6 +75,7 @@ class Service:
         if self._follower is not None:
             self._follower.stop()
         self._executor.shutdown(wait=True)
+        self._explaining.shutdown(wait=True)
         if self._log is not None:
             self._log.close()
 
@@ -100,17 +114,38 @@ class Service:
         """Runs `work` on the answering thread."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
-    def predict(self, body: bytes, request_id: str | None) -> list[Answer] | Answer:
+    async def predict(self, body: bytes, request_id: str | None) -> list[Answer] | Answer:
         """Answers a request body: one row or a list of rows.
 
         Raises:
             NotReadyError: no model is loaded.
             RequestError: the request is at fault.
         """
+        given = await self.run(self._answered, body, request_id)
+        return given.answers if given.many else given.answers[0]
+
+    async def explain(self, body: bytes, request_id: str | None) -> list[Explained] | Explained:
+        """Answers as `predict` does, and then explains the answers; the answering thread is free meanwhile.
+
+        Raises:
+            NotReadyError: no model is loaded.
+            RequestError: the request is at fault; 422 also when it has more than `MAX_EXPLAINED` rows.
+        """
+        given: Given = await self.run(self._answered, body, request_id, MAX_EXPLAINED)
+        loop = asyncio.get_running_loop()
+        explained = await loop.run_in_executor(self._explaining, given.serving.explain, given.answers, given.entries)
+        if missing := sum(MISSING in answer.flags for answer in explained):
+            self.telemetry.flags.labels(MISSING).inc(missing)
+        return explained if given.many else explained[0]
+
+    def _answered(self, body: bytes, request_id: str | None, most: int | None = None) -> Given:
+        """Answers, logs and counts a request of at most `most` rows."""
         started, status = time.perf_counter(), "500"
         try:
             serving = self.ready()
             rows, many = serving.schema.parse(body)
+            if most is not None and len(rows) > most:
+                raise RequestError(422, f"{len(rows)} rows to explain in one request, at most {most} are allowed; ask in parts")
             answers, entries, filled = serving.answer(self.store, rows, request_id or uuid.uuid4().hex) if rows else ([], [], {})
             if self._log is not None:
                 self._log.append(entries)
@@ -120,7 +155,7 @@ class Service:
             for view, count in filled.items():
                 self.telemetry.filled.labels(view).inc(count)
             status = "200"
-            return answers if many else answers[0]
+            return Given(serving, answers, entries, many)
         except RequestError as error:
             status = str(error.status)
             raise
@@ -156,6 +191,7 @@ class Service:
                 "since": serving.since,
                 "threshold": card.threshold,
                 "max_batch": serving.schema.max_batch,
+                "explains": serving.bundle.explainer is not None,
                 "features": card.numeric + card.text,
                 "lineage": card.lineage,
             }

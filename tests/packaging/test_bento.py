@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import tarfile
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import httpx
@@ -14,12 +14,15 @@ import psutil
 import pytest
 
 from ml import store
+from ml.config import FamilyName
+from ml.errors import IntegrityError
 from ml.packaging import bento
-from ml.packaging.bento import BentoError, archive_of, boot, build_bento
+from ml.packaging.bento import BentoError, archive_of, boot, build_bento, requirements_of
 from ml.packaging.bundle import Bundle
 from ml.refs import VersionRef
 from ml.serving.smoke import smoke, smoke_bento
 from tests.sample_bundle import ENTITY_ID, REQUEST, sample_bundle
+from tests.sample_models import explained_bundle, served
 
 pytestmark = pytest.mark.e2e
 
@@ -110,7 +113,47 @@ def test_boot__packed_code_is_broken__error_with_its_last_lines(built: tuple[str
 def test_build__bundle_without_a_good_service__error_names_the_cause(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bento, "_SERVICE", "raise RuntimeError('no such service')")
     with pytest.raises(BentoError, match="no such service"):
+        build_bento(sample_bundle(), "flight_delay", {})
+
+
+def test_build__no_bundle__refused(workspace: Path) -> None:
+    with pytest.raises(IntegrityError, match="not a bundle archive"):
         build_bento(b"bundle", "flight_delay", {})
+
+
+@pytest.mark.parametrize(
+    ("family", "added"),
+    [
+        ("xgboost", {"pandas", "xgboost-cpu"}),
+        ("linear", {"pandas", "xgboost-cpu"}),  # all families are in one module, which imports XGBoost
+        ("lightgbm", {"pandas", "xgboost-cpu", "lightgbm"}),
+    ],
+)
+def test_requirements__with_explainer__what_it_imports_besides(family: FamilyName, added: set[str]) -> None:
+    plain = requirements_of(Bundle.from_bytes(sample_bundle()))
+    found = requirements_of(Bundle.from_bytes(explained_bundle(served(family))))
+    assert {line.split("==")[0] for line in set(found) - set(plain)} == {
+        "xgboost" if name == "xgboost-cpu" and not _installed(name) else name for name in added
+    }
+    assert set(plain) < set(found)
+
+
+def _installed(name: str) -> bool:
+    return next(distributions(name=name), None) is not None
+
+
+def test_requirements__neither_name_installed__named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bento, "EXPLAINING", (("no-such-model", "nor-this-one"),))
+    with pytest.raises(BentoError, match="no-such-model or nor-this-one is not installed"):
+        requirements_of(Bundle.from_bytes(explained_bundle(served("linear"))))
+
+
+def test_boot__bundle_with_explainer__explains_from_the_archive_alone(workspace: Path) -> None:
+    _, archive = build_bento(explained_bundle(served()), "flight_delay", {})
+    with boot(archive) as base_url:
+        answer = httpx.post(f"{base_url}/predict?explain=true", json=REQUEST, timeout=30).json()
+    assert len(answer["explanation"]["contributions"]) == 11
+    assert "explanation_missing" not in answer["flags"]
 
 
 def test_smoke__the_bento_of_the_version__passes_every_check(bundle: bytes, built: tuple[str, bytes], workspace: Path) -> None:

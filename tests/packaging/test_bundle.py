@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from ml import store
 from ml.config import settings
 from ml.errors import IntegrityError, NotFoundError
+from ml.packaging.artifacts import dump
 from ml.packaging.bundle import Bundle, Climatology, build
+from ml.packaging.graph import export
+from ml.training.fit import Fitted
 from tests.sample_bundle import sample_bundle, sample_parts
+from tests.sample_models import explained_bundle, fitted, served
 
 
 def test_build__same_parts_twice__same_bytes() -> None:
@@ -81,6 +87,53 @@ def test_from_bytes__not_an_archive__refused() -> None:
 def test_build__feature_named_twice__refused() -> None:
     with pytest.raises(IntegrityError, match="none twice"):
         build(**sample_parts(numeric=["hour", "hour"]))
+
+
+@pytest.fixture(scope="module")
+def model() -> Fitted:
+    return served()
+
+
+def test_fitted__bundle_with_explainer__answers_as_the_model(workspace: Path, model: Fitted) -> None:
+    bundle = Bundle.load(store.put(explained_bundle(model)))
+    features = pd.DataFrame([example.features for example in bundle.examples]).astype(
+        dict.fromkeys(model.encoding.numeric, float)
+    )
+    assert bundle.fitted().predict(features).tolist() == model.predict(features).tolist()
+    assert bundle.fitted().predict(features).tolist() == pytest.approx([e.probability for e in bundle.examples], abs=1e-6)
+
+
+def test_build__without_explainer__the_archive_of_before_and_no_model(model: Fitted) -> None:
+    archive = sample_bundle(model=export(model))
+    assert sorted(store.unpack(archive)) == ["bundle.json", "examples.json", "model.onnx", "profile.json"]
+    with pytest.raises(NotFoundError, match=r"has no explainer\.tar: it was made before"):
+        Bundle.from_bytes(archive).fitted()
+
+
+def test_build__same_model__same_bytes_and_the_explainer_is_in_the_digest(model: Fitted) -> None:
+    archive = explained_bundle(model)
+    assert archive == explained_bundle(served())
+    other = store.unpack(archive) | {"explainer.tar": store.pack(dump(served("linear")))}
+    assert Bundle.from_files(other).digest != Bundle.from_bytes(archive).digest
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda files: b"no archive", "is no archive"),
+        (lambda files: store.pack(files | {"member-0.bin": b"{"}), "is malformed"),
+        (lambda files: store.pack({k: v for k, v in files.items() if k != "encoding.json"}), "is malformed: 'encoding.json'"),
+        (lambda files: store.pack(dump(fitted())), "has other features than bundle.json names"),
+    ],
+    ids=["not_an_archive", "model_damaged", "member_missing", "other_features"],
+)
+def test_fitted__explainer_of_no_use__bundle_loads_and_the_explainer_is_refused(
+    model: Fitted, change: Callable[[dict[str, bytes]], bytes], what: str
+) -> None:
+    files = store.unpack(explained_bundle(model))
+    bundle = Bundle.from_files(files | {"explainer.tar": change(dump(model))})
+    with pytest.raises(IntegrityError, match=what):
+        bundle.fitted()
 
 
 def test_climatology__nan_or_unknown_group__overall_rate() -> None:
