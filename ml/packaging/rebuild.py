@@ -178,7 +178,7 @@ def _differs_here(tags: Mapping[str, str], raw: bytes) -> str | None:
 
 
 def _made(version: str, tags: Mapping[str, str], tree: Path, scratch: Path) -> dict[str, Any]:
-    """Runs the child; its outcome, after a look whether it was the right code that ran."""
+    """Runs the child; its outcome, if it was the right code that ran."""
     snapshot = snapshots.by_digest(tags["snapshot"])
     root = snapshots.restore(snapshot, scratch / "restored" / "raw")
     snapshots.verify(snapshot, root)
@@ -192,6 +192,8 @@ def _made(version: str, tags: Mapping[str, str], tree: Path, scratch: Path) -> d
         "as_of": tags["as_of"],
         "recipe": Recipe.model_validate({"family": tags["family"], "params": json.loads(tags["tuned"])}).model_dump(mode="json"),
         "rounds": int(tags["rounds"]),
+        "code": tags["code"],
+        "feature_code": tags["feature_code"],
     }
     (scratch / "order.json").write_text(json.dumps(order))
     outcome = scratch / "outcome.json"

@@ -17,34 +17,31 @@ def remake(order: dict[str, Any]) -> dict[str, Any]:
     """Computes features from raw data, fits the recorded recipe on them, and exports the graph.
 
     Args:
-        order: root (of the restored raw data), snapshot, window and learned (start, end), as_of, recipe, rounds.
+        order: root (of the restored raw data), snapshot, window and learned (start, end), as_of, recipe, rounds, and the digests
+            code and feature_code that are wanted.
 
     Returns:
-        model (SHA-256 of the graph), features (digest of the feature set), rows (learned from), feature_rows, code, feature_code
-        and libraries, as they are here.
+        code and feature_code as they are here; if they are the wanted ones, also model (SHA-256 of the graph), features (digest of
+        the feature set) and rows (that the model learned from).
     """
     from ml import store
     from ml.config import load_params
     from ml.features import stored
-    from ml.features.definitions import load_module
+    from ml.features.definitions import code_digest, load_module
     from ml.packaging import lineage
     from ml.packaging.graph import export
     from ml.refs import Recipe, SnapshotRef, Window
     from ml.training.fit import fit_model
 
     params, snapshot = load_params(), SnapshotRef.model_validate(order["snapshot"])
+    code = {"code": lineage.code_digest(), "feature_code": code_digest(params)}
+    if any(code[name] != order[name] for name in code):
+        return code
     as_of = datetime.fromisoformat(order["as_of"])
     made = stored.build(Path(order["root"]), snapshot, Window.model_validate(order["window"]), as_of)
     learned, recipe = Window.model_validate(order["learned"]), Recipe.model_validate(order["recipe"])
     fitted = fit_model(stored.read(made), learned, load_module(params).learned, params, recipe, order["rounds"])
-    return {
-        "model": store.sha256(export(fitted)),
-        "features": made.digest,
-        "rows": fitted.learned.rows,
-        "feature_rows": made.rows,
-        "code": lineage.code_digest(),
-        "feature_code": made.code,
-    }
+    return code | {"model": store.sha256(export(fitted)), "features": made.digest, "rows": fitted.learned.rows}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from ml import steps, tracking
 from ml.config import ROOT, load_params
 from ml.packaging.artifacts import Artifacts
-from ml.refs import BundleRef, EvaluationRef, FeatureSetRef, ShippedRef, TrainPlan, VersionRef, Window
+from ml.refs import BundleRef, EvaluationRef, FeatureSetRef, ModelRef, ShippedRef, TrainPlan, VersionRef, Window
 from tests.conftest import forget
 
 SMALL = {
@@ -40,6 +40,7 @@ class Chain:
     home: Path
     plan: TrainPlan
     features: FeatureSetRef
+    model: ModelRef
     evaluation: EvaluationRef
     shipped: ShippedRef
     bundle: BundleRef
@@ -77,11 +78,12 @@ def trained(home: Path) -> Chain:
     plan = steps.plan(AS_OF, "first model", "manual", "run-1")
     features = steps.features(plan)
     steps.tune(plan, features, 0, 1)
-    evaluation = steps.evaluate(plan, features, steps.fit(plan, features))
+    model = steps.fit(plan, features)
+    evaluation = steps.evaluate(plan, features, model)
     shipped = steps.refit(plan, features, evaluation)
     bundle = steps.package(plan, features, shipped)
     version = steps.register(plan, features, evaluation, shipped, bundle)
-    return Chain(home, plan, features, evaluation, shipped, bundle, version)
+    return Chain(home, plan, features, model, evaluation, shipped, bundle, version)
 
 
 def relabelled(version: VersionRef, **changes: str) -> str:

@@ -19,7 +19,7 @@ from ml.config import ROOT, load_params
 from ml.data import snapshots
 from ml.errors import EvergreenError, NotFoundError, SnapshotError
 from ml.monitoring import lineage
-from ml.packaging import rebuild
+from ml.packaging import rebuild, refit
 from ml.packaging.artifacts import Artifacts
 from ml.packaging.lineage import code_digest
 from ml.packaging.refit import as_judged
@@ -38,7 +38,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory, parsed_sources: Path) -> Ite
 @pytest.fixture(scope="module")
 def linear(chain: Chain) -> VersionRef:
     """What ships where the simple model wins: the linear model that was fitted beside the trees."""
-    parts = Artifacts.load(chain.evaluation.model.artifacts).simple("the simple model wins")
+    parts = Artifacts.load(chain.model.artifacts).simple("the simple model wins")
     model = steps._stored(parts, chain.plan.train, 0.0, 0.0)
     return chain.register("linear", ShippedRef(model=model, twin=model.artifacts, decision=as_judged("ships as judged")))
 
@@ -50,58 +50,53 @@ def in_process(*arguments: str) -> tuple[int, str]:
     return outcome.exit_code, outcome.output
 
 
-def test_rebuild__gives_the_registered_graph_and_uses_nothing_that_was_made(
-    chain: Chain, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    params_file = tracking.tags(load_params().problem.name, chain.version.version)["params_file"]
-    other = chain.home / "other-store"
-    monkeypatch.setenv("EVERGREEN_STORE", str(other))
-    monkeypatch.setenv("EVERGREEN_VAR", str(chain.home / "other-var"))
-    for name in ("ledger", "mlflow"):
-        monkeypatch.setenv(f"EVERGREEN_{name.upper()}", getattr(config.settings(), name))
-    monkeypatch.setenv("EVERGREEN_DVC_REMOTE", config.settings().dvc_remote)
-    content = store.get(params_file)
-    config.settings.cache_clear()
-    try:
-        assert store.put(content) == params_file
-        made = rebuild.rebuild(f"v{chain.version.version}")
-        assert (made.found, made.equal) == (chain.version.model, True)
-        assert made.rows == Artifacts.load(chain.shipped.model.artifacts).fitted.learned.rows
-        assert (made.tree, made.differences) == ("this tree", [])
-        assert [p.name for p in other.rglob("*") if p.is_file()] == [params_file], "the child left something in the store"
-        assert not (chain.home / "other-var" / "workspaces").exists()
-        again = rebuild.record(made, AS_OF)
-    finally:
-        monkeypatch.undo()
-        config.settings.cache_clear()
-    assert again is False, "the same outcome is one entry"
-    (entry,) = ledger.entries("rebuild", subject=f"v{chain.version.version}")
-    assert (entry.verdict, entry.evidence["found"]) == ("equal", chain.version.model)
-
-
-def test_rebuild__of_a_linear_model_and_of_one_that_claims_another_graph(chain: Chain, linear: VersionRef) -> None:
-    forged = relabelled(linear, model="0" * 64)
-    code, output = in_process("rebuild", linear.version, forged)
-    assert code == 1
-    first, second = output.split(f"v{forged}: DIFFERENT")
-    assert f"v{linear.version}: equal" in first
-    assert all(digest in second for digest in ("0" * 64, linear.model))
-    assert [e.verdict for e in ledger.entries("rebuild", subject=f"v{forged}")] == ["different"]
-
-
-def test_rebuild__of_an_ensemble_under_parameters_that_are_no_longer_ours(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def trees(chain: Chain) -> VersionRef:
+    """Two members, refitted on all days, under parameters that are not those of the tests."""
     path = chain.home / "ensemble.yaml"
-    path.write_text((chain.home / "params.yaml").read_text().replace("ensemble: 1", "ensemble: 2"))
-    monkeypatch.setenv("EVERGREEN_PARAMS", str(path))
+    path.write_text(replaced((chain.home / "params.yaml").read_text(), "ensemble: 1", "ensemble: 2"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVERGREEN_PARAMS", str(path))
+        forget()
+        winner = Artifacts.load(chain.model.artifacts).winner
+        model = steps._fitted(refit.window(chain.plan), chain.features, winner)
+        decision = as_judged("not asked").model_copy(update={"verdict": "refitted"})
+        version = chain.register("ensemble", ShippedRef(model=model, twin=chain.model.artifacts, decision=decision))
     forget()
-    winner = Artifacts.load(chain.evaluation.model.artifacts).winner
-    model = steps._fitted(chain.plan.train, chain.features, winner)
-    made = chain.register("ensemble", ShippedRef(model=model, twin=model.artifacts, decision=as_judged("ships as judged")))
-    assert len(Artifacts.load(model.artifacts).fitted.members) == 2
-    monkeypatch.undo()
+    assert [member.family for member in Artifacts.load(model.artifacts).fitted.members] == ["xgboost"] * 2
+    return version
+
+
+def test_rebuild__gives_the_registered_graph_from_raw_data_and_recorded_parameters(chain: Chain, trees: VersionRef) -> None:
+    tags = tracking.tags(load_params().problem.name, trees.version)
+    rows, params_file = Artifacts.load(tags["artifacts"]).fitted.learned.rows, store.get(tags["params_file"])
+    assert load_params().train.ensemble == 1, "the present parameters would give another model"
+    here, other = config.settings(), chain.home / "other"
+    with pytest.MonkeyPatch.context() as patch:  # a store with nothing in it but the parameters
+        patch.setenv("EVERGREEN_VAR", str(other))
+        for name in ("ledger", "mlflow", "dvc_remote"):
+            patch.setenv(f"EVERGREEN_{name.upper()}", getattr(here, name))
+        forget()
+        assert store.put(params_file) == tags["params_file"]
+        made = rebuild.rebuild(f"v{trees.version}")
     forget()
-    assert load_params().train.ensemble == 1
-    assert rebuild.rebuild(made.version).equal
+    assert (made.found, made.equal, made.rows) == (trees.model, True, rows)
+    assert (made.tree, made.differences) == ("this tree", [])
+    left = {path.name for path in other.rglob("*") if path.is_file()} - {"init.lock"}
+    assert left == {tags["params_file"]}, "the child leaves nothing behind"
+    assert rebuild.record(made, AS_OF) is False, "the same outcome is one entry"
+    (entry,) = ledger.entries("rebuild", subject=f"v{trees.version}")
+    assert (entry.verdict, entry.evidence["found"]) == ("equal", trees.model)
+
+
+def test_rebuild__finds_the_linear_model_under_a_version_that_claims_another_graph(linear: VersionRef) -> None:
+    forged = relabelled(linear, model="0" * 64)
+    code, output = in_process("rebuild", forged)
+    assert code == 1
+    assert f"v{forged}: DIFFERENT" in output
+    assert f"expected      {'0' * 64}\n  found         {linear.model}" in output, "the linear model is made again, bit by bit"
+    assert "nothing that was recorded" in output
+    assert [e.verdict for e in ledger.entries("rebuild", subject=f"v{forged}")] == ["different"]
 
 
 def test_rebuild__takes_the_code_of_then_from_git_and_leaves_no_worktree(chain: Chain, tmp_path: Path) -> None:
@@ -128,7 +123,7 @@ def test_rebuild__takes_the_code_of_then_from_git_and_leaves_no_worktree(chain: 
 
 @pytest.mark.parametrize(
     ("revision", "message"),
-    [("f" * 40, "which the repository"), ("f" * 40 + "+changes", "code that was never committed"), ("unknown", "by no commit")],
+    [("f" * 40, "which the repository"), ("e" * 40 + "+changes", "code that was never committed"), ("unknown", "by no commit")],
 )
 def test_rebuild__without_the_code_says_which_revision_is_needed(chain: Chain, revision: str, message: str) -> None:
     version = relabelled(chain.version, code="0" * 16, revision=revision)
