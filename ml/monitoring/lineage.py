@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from datetime import date, datetime
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -97,10 +98,11 @@ def _raw(tags: dict[str, str]) -> dict[str, Any] | None:
 def _features(tags: dict[str, str]) -> dict[str, Any]:
     digest = tags.get("features")
     rows = pq.read_metadata(io.BytesIO(store.get(digest))).num_rows if digest and store.exists(digest) else None
+    as_of = datetime.fromisoformat(tags["as_of"]) if "as_of" in tags else None
     window = None
     if "train" in tags and "holdout" in tags:
         window = str(Window(start=rebuild.window_of(tags["train"]).start, end=rebuild.window_of(tags["holdout"]).end))
-    return {"code": tags.get("feature_code"), "window": window, "as_of": tags.get("as_of"), "digest": digest, "rows": rows}
+    return {"code": tags.get("feature_code"), "window": window, "as_of": as_of, "digest": digest, "rows": rows}
 
 
 def _search(tags: dict[str, str]) -> dict[str, Any]:
@@ -118,10 +120,11 @@ def _search(tags: dict[str, str]) -> dict[str, Any]:
 def _gate(entry: ledger.Entry | None) -> dict[str, Any] | None:
     if entry is None:
         return None
-    checks = entry.evidence["decision"]["checks"]
+    decision = entry.evidence["decision"]
+    checks = decision["checks"]
     return {
-        "verdict": entry.verdict,
-        "reason": entry.reason,
+        "verdict": decision["verdict"],
+        "reason": decision["reason"],
         "as_of": entry.as_of,
         "checks": len(checks),
         "failed": [{"name": c["name"], "detail": c["detail"]} for c in checks if not c["passed"]],
@@ -130,8 +133,9 @@ def _gate(entry: ledger.Entry | None) -> dict[str, Any] | None:
 
 def _refit(tags: dict[str, str], entry: ledger.Entry | None) -> dict[str, Any]:
     decision = entry.evidence.get("refit", {}) if entry else {}
+    start, end = (date.fromisoformat(day) for day in tags["learned"].split("/")) if "learned" in tags else (None, None)
     return {
-        "window": tags.get("refit"),
+        "window": str(Window(start=start, end=end)) if start and end else None,
         "rows": _learned(tags.get("artifacts")).get("rows"),
         "verdict": decision.get("verdict"),
         "reason": decision.get("reason"),
@@ -211,7 +215,7 @@ def _links(chain: dict[str, Any]) -> list[tuple[str, list[str]]]:
         (
             "features",
             [
-                f"{_rows(features['rows'])} of {_known(features['window'])}, as known at {_known(features['as_of'])}",
+                f"{_rows(features['rows'])} of {_known(features['window'])}, as known at {_time(features['as_of'])}",
                 f"feature code {_known(features['code'])}, set {_short(features['digest'])}",
             ],
         ),
@@ -264,11 +268,8 @@ def _gate_lines(gate: dict[str, Any] | None) -> list[str]:
 
 
 def _refit_lines(refit: dict[str, Any]) -> list[str]:
-    window = "none" if refit["window"] in (None, "none") else f"on {refit['window']}"
-    return [
-        f"{window}, shipped model learned from {_rows(refit['rows'])}",
-        f"{_known(refit['verdict'])}: {_known(refit['reason'])}",
-    ]
+    learned = f"the model that ships learned from {_rows(refit['rows'])} of {_known(refit['window'])}"
+    return [f"{_known(refit['verdict'])}: {_known(refit['reason'])}", learned]
 
 
 def _registry_lines(registry: dict[str, Any]) -> list[str]:
@@ -339,8 +340,8 @@ def _rows(count: int | None) -> str:
     return "rows (how many is not known)" if count is None else f"{count:,} rows"
 
 
-def _time(moment: Any) -> str:
-    return f"{moment:%Y-%m-%d %H:%M}"
+def _time(moment: datetime | None) -> str:
+    return "not recorded" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
 
 
 def _versions(numbers: list[str]) -> str:

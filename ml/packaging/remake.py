@@ -21,8 +21,8 @@ def remake(order: dict[str, Any]) -> dict[str, Any]:
             code and feature_code that are wanted.
 
     Returns:
-        code and feature_code as they are here; if they are the wanted ones, also model (SHA-256 of the graph), features (digest of
-        the feature set) and rows (that the model learned from).
+        code and feature_code as they are here; if they are the wanted ones, also model (SHA-256 of the graph), features (digest
+        of the feature set) and rows (that the model learned from).
     """
     from ml import store
     from ml.config import load_params
