@@ -1,21 +1,23 @@
-"""Commands for people that tell about one model: why it said what it said."""
+"""Commands for people that tell about one model: why it said what it said, where it comes from, whether it can be made again."""
 
 from __future__ import annotations
 
 import difflib
+import json
 from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ml.config import Params, Problem, load_params
-from ml.errors import IntegrityError, NotFoundError
+from ml.errors import EvergreenError, IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
     from ml.packaging.bundle import Bundle
+    from ml.packaging.rebuild import Rebuilt
     from ml.refs import SnapshotRef
 
 TIME_FORMAT = "%Y%m%dT%H%M"
@@ -65,6 +67,73 @@ def explain(
     typer.echo(f"version {number} answers {_answer(found['answer'], bundle)}\n")
     typer.echo("\n".join(_table(found)))
     typer.echo("\n" + _words(found, model.members[0].task, len(model.members)))
+
+
+@app.command()
+def rebuild(
+    versions: Annotated[list[str], typer.Argument(metavar="VERSION...", help="registered versions, e.g. 3 or v3")],
+) -> None:
+    """Makes registered models again from data version, code and parameters, and compares digests; exit code 1 if any differs.
+
+    Where the code has changed since, that of then comes from git. Nothing that was computed before is used.
+
+    \b
+    Examples:
+      evergreen rebuild 3
+      evergreen rebuild 1 2 3
+    """
+    from ml.packaging import rebuild as again
+
+    bad = 0
+    for version in versions:
+        typer.echo(f"v{version.removeprefix('v')}: making it again", err=True)
+        try:
+            made = again.rebuild(version)
+        except EvergreenError as error:  # the other versions are still to be made
+            typer.echo(f"error: {error}", err=True)
+            bad += 1
+            continue
+        bad += not made.equal
+        typer.echo("\n".join(_rebuilt(made)))
+    if bad:
+        raise typer.Exit(1)
+
+
+def _rebuilt(made: Rebuilt) -> list[str]:
+    """The outcome for a person."""
+    lines = [
+        f"v{made.version}: {'equal' if made.equal else 'DIFFERENT'}",
+        f"  data version  {made.snapshot}",
+        f"  code          {made.code}, {made.tree}",
+        f"  params        {made.params}",
+        f"  rows          {made.rows:,}",
+        f"  expected      {made.expected}",
+        f"  found         {made.found}",
+        f"  seconds       {made.seconds:.1f}",
+    ]
+    if made.differences:
+        lines.append(f"  not as then   {'; '.join(made.differences)}")
+    elif not made.equal:
+        lines.append("  not as then   nothing that was recorded: another machine, or the tag `model` is not of this making")
+    return lines
+
+
+@app.command()
+def lineage(
+    version: Annotated[str, typer.Argument(help="registered version, e.g. 3 or v3")],
+    as_json: Annotated[bool, typer.Option("--json", help="the same for programs")] = False,
+) -> None:
+    """Prints where a model comes from and what became of it: raw days, features, search, gate, package, releases, answers.
+
+    \b
+    Examples:
+      evergreen lineage 3
+      evergreen lineage 3 --json
+    """
+    from ml.monitoring import lineage as chain
+
+    found = chain.collect(version)
+    typer.echo(json.dumps(found, indent=2, default=str) if as_json else chain.text(found))
 
 
 def _version(version: str | None, as_of: datetime) -> tuple[str, str]:

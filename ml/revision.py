@@ -12,12 +12,13 @@ from ml.config import ROOT
 def revision() -> str:
     """Commit id, with ``+changes`` when tracked files differ from it; ``unknown`` outside a git checkout."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{commit}+changes" if changed else commit
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
+    """What a git command prints, run in the repository of the running code; raises OSError or CalledProcessError."""
     return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()

@@ -157,7 +157,8 @@ def _draws(blocks: int, confidence: float, resamples: int, seed: int) -> np.ndar
     """How often each block is drawn in each resample: shape (resamples, blocks)."""
     if blocks < 2:
         raise ValueError(f"needs at least two days, but got {blocks}")
-    wanted = max(resamples, min(math.ceil(TAIL_SAMPLES / _tail(blocks, confidence)), MAX_RESAMPLES))
+    tail = max(_tail(blocks, confidence), TAIL_SAMPLES / MAX_RESAMPLES)  # of two days and much confidence it is 0
+    wanted = max(resamples, math.ceil(TAIL_SAMPLES / tail))
     return np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), wanted).astype(np.float64)
 
 

@@ -153,6 +153,22 @@ def versions(name: str) -> list[str]:
     return sorted((str(v.version) for v in _client().search_model_versions(f"name = '{_quoted(name)}'")), key=int)
 
 
+def number(version: str) -> str:
+    """The number in ``3`` or ``v3``.
+
+    Raises:
+        NotFoundError: it is no number.
+    """
+    found = version.removeprefix("v")
+    if not (found.isascii() and found.isdigit()):
+        raise NotFoundError(f"{version!r} is no version", f"give a number, one of: {_known(load_params().problem.name)}")
+    return str(int(found))
+
+
+def _known(name: str) -> str:
+    return ", ".join(versions(name)) or "none, nothing is registered yet"
+
+
 def tags(name: str, version: str) -> dict[str, str]:
     """Tags of a model version.
 
@@ -163,8 +179,13 @@ def tags(name: str, version: str) -> dict[str, str]:
         return dict(_client().get_model_version(name, version).tags)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise NotFoundError(f"model {name!r} has no version {version!r}", "list the versions in the registry") from None
+            raise NotFoundError(f"model {name!r} has no version {version!r}", f"choose one of: {_known(name)}") from None
         raise
+
+
+def run_id(name: str, version: str) -> str:
+    """The run that made a model version, which must exist."""
+    return str(_client().get_model_version(name, version).run_id)
 
 
 def version_ref(version: str, name: str | None = None) -> VersionRef:
@@ -187,7 +208,7 @@ def version_ref(version: str, name: str | None = None) -> VersionRef:
         model=found["model"],
         verdict=found["verdict"],
         backfill=found["backfill"] == "true",
-        run_id=str(_client().get_model_version(name, version).run_id),
+        run_id=run_id(name, version),
     )
 
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -73,3 +74,19 @@ def read_batch(start: datetime, end: datetime) -> pd.DataFrame:
     parts = [pq.read_table(path, schema=SCHEMA) for path in days]
     answers = (pa.concat_tables(parts) if parts else SCHEMA.empty_table()).to_pandas()
     return answers[(answers["event_time"] >= start) & (answers["event_time"] < end)]
+
+
+def answers_by(version: str) -> dict[str, Any]:
+    """What the partitions hold of a model version's answers; a day that was scored again holds the later version's.
+
+    Returns:
+        count, days (partitions with any), first and last event time (None when there are none).
+    """
+    count, days, first, last = 0, 0, datetime.max, datetime.min
+    for path in sorted(folder().glob("*.parquet")):
+        answers = pq.read_table(path, columns=["model_version", "event_time"])
+        times = answers.filter(pc.equal(answers["model_version"], version))["event_time"]
+        if len(times):
+            span = pc.min_max(times).as_py()
+            count, days, first, last = count + len(times), days + 1, min(first, span["min"]), max(last, span["max"])
+    return {"count": count, "days": days, "first": first if count else None, "last": last if count else None}

@@ -6,6 +6,8 @@ of its own, so that it meets nobody on a lock and needs nothing but the remote.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -130,6 +132,41 @@ def find(as_of: datetime) -> SnapshotRef:
             f"no snapshot covers {as_of:%Y-%m-%d %H:%M} (there are: {spans})", "run `ingest` for the days before it"
         )
     return min(covering, key=lambda ref: ref.as_of)
+
+
+def by_digest(digest: str) -> SnapshotRef:
+    """The version with this digest.
+
+    Raises:
+        NotFoundError: the ledger knows none.
+    """
+    refs = [SnapshotRef.model_validate(entry.evidence) for entry in ledger.entries(KIND)]
+    for ref in refs:
+        if ref.digest == digest:
+            return ref
+    raise NotFoundError(
+        f"the ledger knows no snapshot {digest} (it knows {len(refs)})", "set EVERGREEN_LEDGER to the ledger that noted it"
+    )
+
+
+def verify(ref: SnapshotRef, folder: Path) -> None:
+    """Reads every restored file, and proves that together they have the version's digest (the MD5 of DVC's sorted listing).
+
+    Raises:
+        SnapshotError: they are not what was versioned.
+    """
+    listing = [
+        {"md5": hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest(), "relpath": path.relative_to(folder).as_posix()}
+        for path in folder.rglob("*")
+        if path.is_file()
+    ]
+    listing.sort(key=lambda entry: entry["relpath"])
+    found = hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    if found != ref.digest:
+        raise SnapshotError(
+            f"the {len(listing)} files in {folder} have digest {found}, not {ref.digest} ({ref.files} files)",
+            f"remove what is damaged from the cache ({_cache()}), so that it is pulled from {settings().dvc_remote} again",
+        )
 
 
 def pin(ref: SnapshotRef, root: Path = ROOT) -> Path:

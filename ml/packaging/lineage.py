@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.metadata import PackageNotFoundError, version
 
 from ml import store
 from ml.config import ROOT, load_params
@@ -12,6 +13,15 @@ from ml.revision import revision
 
 CODE = ("ml/data", "ml/features", "ml/training", "ml/packaging/artifacts.py", "ml/packaging/graph.py")
 """What turns raw data and parameters into a model."""
+LIBRARIES = {
+    "lightgbm": ("lightgbm",),
+    "numpy": ("numpy",),
+    "onnx": ("onnx",),
+    "onnxmltools": ("onnxmltools",),
+    "scikit-learn": ("scikit-learn",),
+    "xgboost": ("xgboost-cpu", "xgboost"),
+}
+"""Libraries that decide on a graph's bytes, and the distributions that they come in."""
 
 
 def of(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> dict[str, str]:
@@ -20,10 +30,12 @@ def of(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> dict[st
     return {
         "snapshot": plan.snapshot.digest,
         "feature_code": features.code,
+        "features": features.digest,
         "code": code_digest(),
         "params": load_params().digest(),
         "params_file": store.put(load_params().model_dump_json().encode()),
         "revision": revision(),
+        "libraries": json.dumps(libraries(), sort_keys=True),
         "train": str(plan.train),
         "refit": str(model.train) if shipped.decision.verdict == "refitted" else "none",
         "learned": f"{model.train.start}/{model.train.end}",
@@ -39,6 +51,18 @@ def of(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> dict[st
         "artifacts": model.artifacts,
         "twin": shipped.twin,
     }
+
+
+def libraries() -> dict[str, str]:
+    """Name → installed version of `LIBRARIES`; those that are not installed are left out."""
+    found: dict[str, str] = {}
+    for name, distributions in LIBRARIES.items():
+        for distribution in distributions:
+            try:
+                found.setdefault(name, version(distribution))
+            except PackageNotFoundError:
+                continue
+    return found
 
 
 def code_digest() -> str:

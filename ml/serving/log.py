@@ -158,6 +158,21 @@ def read_online(start: datetime, end: datetime, source: Path | None = None) -> p
     return pa.Table.from_pylist(chosen, SCHEMA).sort_by([("event_time", "ascending"), ("logged_at", "ascending")])
 
 
+def answers_by(version: str, source: Path | None = None) -> dict[str, Any]:
+    """How many answers a model version gave, and to rows of which time.
+
+    Returns:
+        count, flagged (of them, the degraded ones), first and last event time (None when there are none).
+    """
+    count, flagged, first, last = 0, 0, datetime.max, datetime.min
+    for path in sorted((source or folder()).glob("*.jsonl")):
+        for entry in _entries(path, datetime.min, datetime.max):
+            if entry["model_version"] == version:
+                count, flagged = count + 1, flagged + bool(entry["flags"])
+                first, last = min(first, entry["event_time"]), max(last, entry["event_time"])
+    return {"count": count, "flagged": flagged, "first": first if count else None, "last": last if count else None}
+
+
 def _entries(path: Path, start: datetime, end: datetime) -> Iterator[dict[str, Any]]:
     with path.open("rb") as lines:
         for line in lines:
