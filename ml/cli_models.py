@@ -218,6 +218,8 @@ def _answer(answer: float | list[float], bundle: Bundle) -> str:
 
 def _table(found: dict[str, Any]) -> list[str]:
     """Feature, value, contribution, and its bar: to the right when it raises the margin, to the left when it lowers it."""
+    from ml.evaluation.explain import OTHERS
+
     parts = found["contributions"]
     width = max(len("FEATURE"), *(len(part["feature"]) for part in parts))
     largest = max(abs(part["contribution"]) for part in parts) or 1.0
@@ -225,7 +227,7 @@ def _table(found: dict[str, Any]) -> list[str]:
     for part in parts:
         bar = "▇" * round(BAR * abs(part["contribution"]) / largest)
         left, right = ("", bar) if part["contribution"] > 0 else (bar, "")
-        value = "" if part["feature"] == "others" else _value(part["value"])
+        value = "" if part["feature"] == OTHERS else _value(part["value"])
         line = _line(part["feature"], value, f"{part['contribution']:+.4f}", width)
         lines.append(f"{line}  {left:>{BAR}}│{right}")
     return [*lines, _line("margin", "", f"{found['margin']:+.4f}", width)]

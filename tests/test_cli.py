@@ -33,7 +33,7 @@ def test_unknown_parameter__is_one_screen_and_exit_code_1(workspace: Path) -> No
     path.write_text((ROOT / "params.yaml").read_text().replace("folds: 4", "fold: 4"))
     outcome = evergreen("config", EVERGREEN_PARAMS=str(path))
     assert outcome.returncode == 1
-    assert "unknown key train.fold = 2" in outcome.stderr
+    assert "unknown key train.fold = 4" in outcome.stderr
     assert "Traceback" not in outcome.stderr
 
 

@@ -19,11 +19,12 @@ import pandas as pd
 
 from ml.config import Task
 from ml.errors import EvergreenError, NotEnoughDataError
+from ml.training.encoding import BASE
 
 if TYPE_CHECKING:  # models need XGBoost; who compares stored importances does not
     from ml.training.fit import Fitted
 
-BASE, OTHERS = "base", "others"
+OTHERS = "(others)"
 TOP_OF_SLICE = 3
 UNITS: dict[Task, str] = {
     "binary": "log-odds",
@@ -112,11 +113,11 @@ def rows(fitted: Fitted, X: pd.DataFrame, top: int) -> list[dict[str, Any]]:
 
     Args:
         X: feature rows, shape (n, columns).
-        top: so many features are named, ≥ 1; the shares of the rest are added up under ``others``.
+        top: so many features are named, ≥ 1; the shares of the rest are added up under `OTHERS`.
 
     Returns:
         For each row ``base``, ``margin`` (base and all shares), ``answer`` (what `Fitted.predict` says; a list for a multiclass
-        task) and ``contributions``: ``{"feature", "value", "contribution"}``, largest |contribution| first, ``others`` last and
+        task) and ``contributions``: ``{"feature", "value", "contribution"}``, largest |contribution| first, `OTHERS` last and
         only if there are more features than `top`. A missing value is None.
 
     Raises:

@@ -53,7 +53,8 @@ class Holdout:
 
     @property
     def span(self) -> str:
-        return f"{self.days.min()}..{self.days.max()}"
+        days = np.unique(self.days)
+        return f"{days[0]}..{days[-1]}"
 
 
 @dataclass(frozen=True)

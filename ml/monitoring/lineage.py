@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from datetime import date, datetime
 from typing import Any
 
@@ -21,6 +22,8 @@ from ml.serving import log, manifest
 ALIAS = "champion"
 SHORT = 12
 """Digits of a digest that a person is shown."""
+WIDEST = 240
+"""Characters of a reason that a person is shown; the failed checks follow it, and ``--json`` has all of it."""
 
 
 def collect(version: str) -> dict[str, Any]:
@@ -264,7 +267,8 @@ def _gate_lines(gate: dict[str, Any] | None) -> list[str]:
     if gate is None:
         return ["no decision in this ledger"]
     failed = [f"failed {check['name']}: {check['detail']}" for check in gate["failed"]]
-    return [f"{gate['verdict']}: {gate['reason']}", *(failed or [f"all of {gate['checks']} checks passed"])]
+    reason = textwrap.shorten(gate["reason"], WIDEST, placeholder=" …")
+    return [f"{gate['verdict']}: {reason}", *(failed or [f"all of {gate['checks']} checks passed"])]
 
 
 def _refit_lines(refit: dict[str, Any]) -> list[str]:

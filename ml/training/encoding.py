@@ -14,6 +14,9 @@ SMOOTHING = 50.0
 """Rows of the overall rate that are added to each category (additive smoothing)."""
 LARGEST = np.finfo(np.float32).max
 
+BASE = "(base)"
+"""The column of contributions that no feature has; brackets, so that it cannot be a feature's name."""
+
 
 class Encoding(BaseModel):
     """How features become columns, in this order: numeric as they are, cyclic as (sine, cosine), text as the smoothed label rate.

@@ -16,7 +16,7 @@ from ml.features.definitions import Feature
 from ml.refs import Recipe, Ref, Window
 from ml.training import baseline
 from ml.training.climatology import Climatology
-from ml.training.encoding import Encoding, encode, fit_encoding
+from ml.training.encoding import BASE, Encoding, encode, fit_encoding
 from ml.training.models import FAMILIES, Linear, Model, settings_of
 
 
@@ -49,17 +49,17 @@ class Fitted:
         return np.asarray(np.mean([member.predict(matrix) for member in self.members], axis=0))
 
     def contributions(self, X: pd.DataFrame) -> pd.DataFrame:
-        """Share of each feature in the margin (log-odds; the number itself for regression), one column per feature and ``base``.
+        """Share of each feature in the margin (log-odds; the number itself for regression), one column per feature and `BASE`.
 
-        Shape (n, features + 1); for a multiclass task the margin is that of the likeliest class less the others' mean. Members
-        are averaged; columns of one feature are added up.
+        Shape (n, features + 1); for a multiclass task the margin is that of the likeliest class less the mean of all classes'.
+        Members are averaged; columns of one feature are added up.
         """
         matrix = encode(self.encoding, X)
         found = np.mean([member.contributions(matrix) for member in self.members], axis=0)
         if found.ndim == 3:
             likeliest = self.answer(matrix).argmax(axis=1)
             found = found[np.arange(len(found)), likeliest] - found.mean(axis=1)
-        names = [*self.encoding.origins, "base"]
+        names = [*self.encoding.origins, BASE]
         return pd.DataFrame(found, columns=names, index=X.index).T.groupby(level=0, sort=False).sum().T
 
     @cached_property

@@ -65,7 +65,7 @@ def test_rows__values_and_order__as_the_row_has_them(model: Fitted) -> None:
     sizes = [abs(part["contribution"]) for part in found["contributions"]]
     assert sizes == sorted(sizes, reverse=True)
     named = explain.one_row(model, row, top=1)["contributions"]
-    assert [part["feature"] for part in named] == [found["contributions"][0]["feature"], "others"]
+    assert [part["feature"] for part in named] == [found["contributions"][0]["feature"], "(others)"]
 
 
 def test_rows__shares_of_both_signs__ordered_by_size(model: Fitted) -> None:
@@ -97,7 +97,7 @@ def test_importance__no_rows__refused(model: Fitted) -> None:
         explain.importance(model, ROWS.head(0))
 
 
-SHARES = pd.DataFrame({"a": [3.0, -3.0, 0.0], "b": [1.0, 1.0, 9.0], "c": [0.0, 0.0, 1.0], "d": [0.5, 0.5, 2.0], "base": 50.0})
+SHARES = pd.DataFrame({"a": [3.0, -3.0, 0.0], "b": [1.0, 1.0, 9.0], "c": [0.0, 0.0, 1.0], "d": [0.5, 0.5, 2.0], "(base)": 50.0})
 
 
 def test_by_slice__top_three_of_each__by_mean_size() -> None:

@@ -68,7 +68,7 @@ def test_explain__one_row__adds_up_to_the_log_odds_of_the_answer(serve: Serve, f
     assert explanation["unit"] == "log-odds"
     assert 1 / (1 + np.exp(-total(explanation))) == pytest.approx(answer["probability"], abs=1e-6)
     names = [part["feature"] for part in explanation["contributions"]]
-    assert (len(names), names[-1], len(set(names))) == (11, "others", 11)
+    assert (len(names), names[-1], len(set(names))) == (11, "(others)", 11)
     sizes = [abs(part["contribution"]) for part in explanation["contributions"][:-1]]
     assert sizes == sorted(sizes, reverse=True)
     assert answer["flags"] == []
