@@ -17,7 +17,7 @@ from datetime import time as clock
 from typing import Any, get_type_hints
 
 import pendulum
-from airflow.sdk import Asset, AssetAlias, CronDataIntervalTimetable, Param, get_current_context
+from airflow.sdk import Asset, AssetAlias, BaseOperatorLink, CronDataIntervalTimetable, Param, get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from ml.config import load_params, settings
@@ -199,6 +199,21 @@ def curable(error: EvergreenError) -> bool:
     return isinstance(error, StaleWriteError | SnapshotError) or (
         isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
     )
+
+
+class ReportLink(BaseOperatorLink):
+    """The button on task `register` that opens the candidate's evaluation report."""
+
+    name = "Evaluation report"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """Runs in the worker, after the task; without a version (the task failed) MLflow's first page."""
+        from airflow.sdk.execution_time.xcom import XCom
+
+        from ml import tracking
+
+        version = XCom.get_value(ti_key=ti_key, key="return_value") or {}
+        return tracking.page(version.get("run_id"), "report.html")
 
 
 def _note(outcome: str, began: float, seconds: float) -> None:

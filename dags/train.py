@@ -7,7 +7,7 @@ from typing import Any
 from airflow.sdk import AssetOrTimeSchedule, Param, dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags.common import CANDIDATE, RETRAIN_REQUEST, Json, call, cron, dag_args, occasion, step, time_param
+from dags.common import CANDIDATE, RETRAIN_REQUEST, Json, ReportLink, call, cron, dag_args, occasion, step, time_param
 from ml.config import load_params
 
 DOC = """
@@ -16,7 +16,8 @@ DOC = """
 **What** — nightly at 03:00 UTC, or when `drift` asks for it (asset `retrain_request`; its reason is stored with the model). `plan` fixes
 windows and data version, `pull` restores exactly that version, `tune` runs on parallel workers that share one study, `fit` makes the twin,
 `evaluate` judges it by all gates on days that neither it nor the champion has learnt from, `refit` fits what was promoted up to the last
-matured day. `announce` emits asset `candidate` when the verdict is *promote*.
+matured day. `register` has a button *Evaluation report*: figures, verdicts, pictures and lineage on one page. `announce` emits asset
+`candidate` when the verdict is *promote*.
 
 **Who is called** — the data team, on *failed*. A rejected candidate is a **success**: it is registered, `announce` is *skipped* and the
 champion stays. A backfill registers models marked `backfill`, announces nothing and never moves the champion.
@@ -109,6 +110,7 @@ def train() -> None:
     verdict = evaluate(planned, table, model)
     shipped = refit(planned, table, verdict)
     version = register(planned, table, verdict, shipped, package(planned, table, shipped))
+    version.operator.operator_extra_links = (ReportLink(),)
     announce(planned, version)
 
 

@@ -60,6 +60,16 @@ def init_store() -> None:
     _initialised(settings().mlflow, str(settings().var))
 
 
+def page(run_id: str | None, artifact: str) -> str:
+    """Where a person sees a run's artifact in MLflow's own pages; its first page without a run."""
+    where = settings()
+    server = where.mlflow if where.mlflow.startswith("http") else f"http://{where.host}:{where.mlflow_port}"
+    if run_id is None:
+        return server
+    experiment = _client().get_run(run_id).info.experiment_id
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}/artifacts/{artifact}"
+
+
 def log_and_register(
     key: str,
     name: str,

@@ -67,6 +67,10 @@ def test_train__of_which_fit_was_killed_registers_one_version(airflow: Airflow, 
     assert not psutil.pid_exists(killed)
     assert run.states["register"] == "success"
     assert _versions(place) == "['1']"
+    links = airflow.http.get(f"/dags/train/dagRuns/{run_id}/taskInstances/register/links").json()["extra_links"]
+    version = airflow.http.get(f"/dags/train/dagRuns/{run_id}/taskInstances/register/xcomEntries/return_value").json()["value"]
+    assert links["Evaluation report"].startswith(f"http://127.0.0.1:{place.settings.mlflow_port}/#/experiments/")
+    assert links["Evaluation report"].endswith(f"/runs/{version['run_id']}/artifacts/report.html")
 
     cleared = {"dry_run": False, "task_ids": ["register"], "dag_run_id": run_id, "reset_dag_runs": True, "only_failed": False}
     airflow.http.post("/dags/train/clearTaskInstances", json=cleared).raise_for_status()
