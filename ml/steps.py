@@ -205,12 +205,17 @@ def package(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> Bu
     from ml import store
     from ml.config import load_params
     from ml.data import snapshots
-    from ml.errors import IntegrityError
+    from ml.errors import ConfigError, IntegrityError
     from ml.features import stored
     from ml.packaging import artifacts, bento, bundle, examples, lineage, parity
     from ml.training.fit import labelled
 
     params, model = load_params(), shipped.model
+    if params.problem.task != "binary":
+        raise ConfigError(
+            f"the service answers problems of task binary; problem.task is {params.problem.task}",
+            "read the evaluation's report; the graph itself is in the model's archive, and answers this task too",
+        )
     parts = artifacts.Artifacts.load(model.artifacts)
     encoding, X = parts.fitted.encoding, labelled(stored.read(features), plan.holdout)
     decision = parity.check_parity(parts.onnx, parts.fitted, X, params.gates.parity_tolerance, params.serving.threshold)

@@ -13,7 +13,7 @@ from ops import services
 if TYPE_CHECKING:
     from ops.demo import Story
 
-CONTENDERS = ("candidate", "champion", "climatology", "logistic")
+CONTENDERS = ("candidate", "champion", "climatology", "linear")
 
 
 def latest(kind: str, until: datetime | None = None) -> ledger.Entry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -53,10 +53,10 @@ class Chain:
 
 
 @contextmanager
-def landed(home: Path, parsed_sources: Path) -> Iterator[Path]:
-    """Below `home`: small parameters, landed days, a snapshot."""
+def landed(home: Path, parsed_sources: Path, changes: Mapping[str, str] = {}) -> Iterator[Path]:
+    """Below `home`: small parameters (with `changes` of their text), landed days, a snapshot."""
     text = (ROOT / "params.yaml").read_text()
-    for found, put in SMALL.items():
+    for found, put in {**SMALL, **changes}.items():
         assert found in text, found
         text = text.replace(found, put)
     (home / "params.yaml").write_text(text)
