@@ -68,7 +68,8 @@ def forest(rows: Sequence[Mapping[str, Any]], margin: float | None = None) -> by
     """PNG: each slice's difference of loss to the champion with its interval, worst on top; right of zero is worse.
 
     Args:
-        rows: the report's slices (slice, n, difference {mean, low, high}, verdict); those without a finite interval are left out.
+        rows: the report's slices (slice, n, difference {mean, low, high}, verdict); those without a finite interval are left out, very
+            wide intervals cut off.
         margin: the difference that is still allowed, drawn as a dashed line.
 
     Raises:
@@ -88,11 +89,21 @@ def forest(rows: Sequence[Mapping[str, Any]], margin: float | None = None) -> by
     if margin is not None:
         axes.axvline(margin, color=RED, linewidth=1, linestyle="--", label=f"margin {margin:+g}")
         axes.legend(loc="lower right")
+    axes.set_xlim(*_most([row["difference"] for row in shown], margin or 0.0))
     axes.set_yticks(range(len(shown)), [_short(f"{row['slice']}  ({row['n']:,})") for row in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="loss minus the champion's (right: worse)", title=f"Slices: {len(shown)} of {len(rows)}, worst on top")
     return _png(figure)
+
+
+def _most(differences: Sequence[Mapping[str, float]], margin: float) -> tuple[float, float]:
+    """Limits that show all means and most intervals whole: those of very few days are so wide that all else would be a dot."""
+    usual = 3 * np.median([d["high"] - d["low"] for d in differences])
+    shown = [end for d in differences for end in (d["low"], d["high"]) if d["high"] - d["low"] <= usual]
+    shown += [d["mean"] for d in differences] + [0.0, margin]
+    room = 0.05 * (max(shown) - min(shown)) or 0.01
+    return min(shown) - room, max(shown) + room
 
 
 def importance(names: Sequence[str], values: Sequence[float], champion_values: Sequence[float] | None = None) -> bytes:

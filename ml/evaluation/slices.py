@@ -12,7 +12,7 @@ from sklearn.tree import DecisionTreeRegressor
 
 from ml.config import Evaluation, Gates
 from ml.errors import ConfigError
-from ml.significance import Interval, paid, paired_by_day
+from ml.significance import Interval, clustered_by_day, paid
 
 MAX_VALUES = 30
 """A declared slice feature has at most so many values; the rarer ones are judged together as ``other``."""
@@ -92,12 +92,11 @@ def judge(
     params: Evaluation,
     gates: Gates,
     uses: int,
-    seed: int,
 ) -> list[Judged]:
     """Compares losses slice by slice. A slice is *worse* when that is shown: the lower bound lies above `slice_margin`.
 
-    The intervals hold together: the error is shared out among the judged slices, and by the uses of the holdout
-    (`ml.significance.paid`). Small slices and slices of one day are shown and not judged.
+    The intervals (`ml.significance.clustered_by_day`) hold together: the error is shared out among the judged slices, and by
+    the uses of the holdout (`ml.significance.paid`). Small slices and slices of one day are shown and not judged.
 
     Args:
         candidate, reference: losses of the same rows, shape (n,).
@@ -109,7 +108,7 @@ def judge(
     for part in slices:
         rows, difference, verdict = part.rows, None, "too few rows"
         if any(part is each for each in large):
-            difference = paired_by_day(candidate[rows], reference[rows], days[rows], confidence, gates.resamples, seed)
+            difference = clustered_by_day(candidate[rows], reference[rows], days[rows], confidence)
             verdict = "worse" if difference.low > gates.slice_margin else "ok"
         n = int(rows.sum())
         mine, theirs = (float(loss[rows].mean()) if n else float("nan") for loss in (candidate, reference))

@@ -164,7 +164,7 @@ def _with_slices(evidence: Evidence, X: pd.DataFrame, numeric: list[str], params
     mine, theirs = (metrics.losses(scoring.task, holdout.y_true, a) for a in (evidence.candidate.answers, other))
     parts = slices.declared(params.evaluation, X)
     parts += slices.found(params.evaluation, X, numeric, mine - theirs, holdout.days)
-    judged = slices.judge(parts, mine, theirs, holdout.days, params.evaluation, params.gates, holdout.uses, params.train.seed)
+    judged = slices.judge(parts, mine, theirs, holdout.days, params.evaluation, params.gates, holdout.uses)
     return replace(evidence, slices=judged)
 
 

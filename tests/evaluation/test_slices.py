@@ -30,8 +30,7 @@ def evaluation(**changes: Any) -> Evaluation:
 
 
 def judged(worse: np.ndarray, parts: list[slices.Slice], uses: int = 1, **changes: Any) -> dict[str, slices.Judged]:
-    gates = load_params().gates.model_copy(update={"resamples": 1000})
-    found = slices.judge(parts, LOSS + worse, LOSS, DAY, evaluation(**changes), gates, uses, seed=1)
+    found = slices.judge(parts, LOSS + worse, LOSS, DAY, evaluation(**changes), load_params().gates, uses)
     return {each.slice.name: each for each in found}
 
 
@@ -80,8 +79,8 @@ def test_found__of_noise_are_not_called_worse() -> None:
     """The same slices on the rows that found them would be: that is what honest trees are for."""
     excess = DRAW.normal(0, 1.0, N)
     parts = slices.found(evaluation(found_slices=4), X, ["wind", "hour"], excess, DAY)
-    gates = load_params().gates.model_copy(update={"resamples": 1000, "slice_margin": 0.0})
-    found = slices.judge(parts, LOSS + excess, LOSS, DAY, evaluation(), gates, 1, seed=1)
+    gates = load_params().gates.model_copy(update={"slice_margin": 0.0})
+    found = slices.judge(parts, LOSS + excess, LOSS, DAY, evaluation(), gates, 1)
     assert found, "something was found in noise"
     assert {each.verdict for each in found} <= {"ok", "too few rows"}
     assert sum(each.verdict == "ok" for each in found) >= 2
