@@ -36,6 +36,21 @@ class Scoring:
     quantile: float = 0.5
 
 
+SHARES = {
+    "auc",
+    "average_precision",
+    "brier",
+    "f1",
+    "macro_f1",
+    "accuracy",
+    "calibration_error",
+    "positives",
+    "precision",
+    "recall",
+}
+"""Figures that lie between 0 and 1; all others but R² are not negative."""
+
+
 def losses(task: Task, y_true: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """The loss of each row, shape (n,), lower is better: log-loss in nats, or squared error for regression."""
     if task == "binary":

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from ml.significance import Interval, auc_by_day, clustered_by_day, delong, paid, paired_by_day, paired_sums
+from ml.significance import Interval, auc_by_day, clustered_by_day, delong, jackknife_by_day, paid, paired_by_day, paired_sums
 
 DRAW = np.random.default_rng(1)
 N, DAYS = 2800, 14
@@ -135,3 +135,22 @@ def test_clustered_by_day__equals_students_t_of_day_means_where_days_are_equally
 def test_clustered_by_day__refuses_one_day() -> None:
     with pytest.raises(ValueError, match="two days"):
         clustered_by_day(np.zeros(3), np.zeros(3), np.zeros(3), 0.95)
+
+
+def test_jackknife_by_day__of_a_mean_is_students_t_and_of_an_area_agrees_with_the_bootstrap() -> None:
+    draw, day = np.random.default_rng(3), np.repeat(np.arange(9), 40)
+    values = draw.normal(size=360)
+    means = values.reshape(9, 40).mean(axis=1)
+    found = jackknife_by_day(lambda rows: {"mean": float(values[rows].mean())}, day, 0.9)["mean"]
+    assert found == pytest.approx(stats.t.interval(0.9, 8, means.mean(), stats.sem(means)))
+    shown = scores(1.0, 1)
+    area = jackknife_by_day(lambda rows: {"auc": float(roc_auc_score(LABEL[rows], shown[rows]))}, DAY, 0.95)["auc"]
+    again = auc_by_day(LABEL, shown, None, DAY, 0.95, 4000, 1)
+    assert area[1] - area[0] == pytest.approx(again.high - again.low, rel=0.2)
+
+
+def test_jackknife_by_day__of_what_cannot_be_without_a_day_is_nan() -> None:
+    found = jackknife_by_day(lambda rows: {"last": float(rows[-1]) if rows[-1] == 3 else np.nan}, np.array([1, 1, 2, 2]), 0.9)
+    assert np.isnan(found["last"]).all()
+    with pytest.raises(ValueError, match="two days"):
+        jackknife_by_day(lambda _: {}, np.zeros(3), 0.9)

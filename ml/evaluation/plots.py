@@ -68,8 +68,8 @@ def forest(rows: Sequence[Mapping[str, Any]], margin: float | None = None) -> by
     """PNG: each slice's difference of loss to the champion with its interval, worst on top; right of zero is worse.
 
     Args:
-        rows: the report's slices (slice, n, difference {mean, low, high}, verdict); those without a finite interval are left out, very
-            wide intervals cut off.
+        rows: the report's slices (slice, n, difference {mean, low, high}, verdict); those without a finite interval are left out,
+            very wide intervals cut off.
         margin: the difference that is still allowed, drawn as a dashed line.
 
     Raises:

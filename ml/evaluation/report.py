@@ -16,7 +16,7 @@ from ml.evaluation.gates import Evidence, best_baseline, compare
 from ml.evaluation.slices import Judged
 from ml.metrics import Scoring
 from ml.refs import Decision
-from ml.significance import Interval, auc_by_day, delong, paid, paired_by_day
+from ml.significance import Interval, auc_by_day, clustered_by_day, delong, jackknife_by_day, paid
 
 REUSE = (
     "Bonferroni's inequality over the models that were judged on the most used day (Dunn 1961, JASA 56:52): with k uses each "
@@ -51,22 +51,17 @@ def build_report(
     answers = _answers(evidence)
     overall = {name: metrics.summary(holdout.y_true, given, scoring) for name, given in answers.items()}
     losses = {name: metrics.losses(scoring.task, holdout.y_true, given) for name, given in answers.items()}
-    days = sorted(set(holdout.days.tolist()))
     report = {
         "task": scoring.task,
         "rows": evidence.n,
         "kind": evidence.kind,
         "decision": decision.model_dump(mode="json"),
         "overall": overall,
-        "intervals": _intervals(evidence, answers, losses, params),
+        "intervals": {name: _intervals(evidence, given, params) for name, given in answers.items()},
         "comparisons": _comparisons(evidence, params),
-        "by_day": {
-            "days": days,
-            "rows": [int((holdout.days == day).sum()) for day in days],
-            "loss": {name: [float(loss[holdout.days == day].mean()) for day in days] for name, loss in losses.items()},
-        },
+        "by_day": _by_day(evidence, losses, params),
         "slices": [_slice(s, evidence, scoring) for s in evidence.slices],
-        "classes": metrics.by_class(holdout.y_true, evidence.candidate.answers, scoring, params.problem.classes),
+        "classes": _classes(evidence, params),
         "fairness": [
             {"attribute": f.attribute, "metric": "equalized_odds_difference", "value": f.value,
              "threshold": params.gates.fairness.get(f.attribute), "groups": f.groups}
@@ -85,19 +80,58 @@ def _answers(evidence: Evidence) -> dict[str, np.ndarray]:
     return {"candidate": evidence.candidate.answers} | champion | dict(evidence.baselines)
 
 
-def _intervals(
-    evidence: Evidence, answers: Mapping[str, np.ndarray], losses: Mapping[str, np.ndarray], params: Params
-) -> dict[str, dict[str, list[float]]]:
-    """Of each contender alone, for orientation: not paid for re-use."""
-    gates, seed, holdout = params.gates, params.train.seed, evidence.holdout
-    nothing, made = np.zeros(evidence.n), {}
-    for name, given in answers.items():
-        loss = paired_by_day(losses[name], nothing, holdout.days, gates.confidence, gates.resamples, seed)
-        made[name] = {metrics.LOSS[params.problem.task]: [loss.low, loss.high]}
-        if params.problem.task == "binary":
-            area = auc_by_day(holdout.y_true, given, None, holdout.days, gates.confidence, gates.resamples, seed)
-            made[name]["auc"] = [area.low, area.high]
-    return made
+def _intervals(evidence: Evidence, answers: np.ndarray, params: Params) -> dict[str, list[float]]:
+    """Of one contender's figures, for orientation: not paid for re-use."""
+    y_true, scoring = evidence.holdout.y_true, scoring_of(params)
+    found = jackknife_by_day(
+        lambda rows: metrics.summary(y_true[rows], answers[rows], scoring), evidence.holdout.days, params.gates.confidence
+    )
+    return {name: _possible(name, *ends) for name, ends in found.items()}
+
+
+def _possible(name: str, low: float, high: float) -> list[float]:
+    """An interval within the range that the figure can have."""
+    return [low if name == "r2" else max(low, 0.0), min(high, 1.0) if name in metrics.SHARES else high]
+
+
+def _classes(evidence: Evidence, params: Params) -> list[dict[str, Any]]:
+    """The candidate's figures of each class, with intervals."""
+    y_true, answers, scoring = evidence.holdout.y_true, evidence.candidate.answers, scoring_of(params)
+
+    def by_class(rows: np.ndarray) -> list[dict[str, Any]]:
+        return metrics.by_class(y_true[rows], answers[rows], scoring, params.problem.classes)
+
+    def flat(rows: np.ndarray) -> dict[str, float]:
+        return {f"{i} {name}": row[name] for i, row in enumerate(by_class(rows)) for name in ("precision", "recall", "f1")}
+
+    ends = jackknife_by_day(flat, evidence.holdout.days, params.gates.confidence)
+    return [
+        row | {"intervals": {name: _possible(name, *ends[f"{i} {name}"]) for name in ("precision", "recall", "f1")}}
+        for i, row in enumerate(by_class(np.arange(evidence.n)))
+    ]
+
+
+def _by_day(evidence: Evidence, losses: Mapping[str, np.ndarray], params: Params) -> dict[str, Any]:
+    """Mean losses of each day; and the candidate's less the champion's (or the best baseline's), with hours as clusters."""
+    holdout = evidence.holdout
+    against = "champion" if evidence.champion else best_baseline(evidence, scoring_of(params))
+    days, hours = np.unique(holdout.days).tolist(), holdout.event_time.astype("datetime64[h]")
+    rows_of = [holdout.days == day for day in days]
+    differences = []
+    for rows in rows_of:
+        found = None
+        if len(np.unique(hours[rows])) > 1:
+            found = asdict(
+                clustered_by_day(losses["candidate"][rows], losses[against][rows], hours[rows], params.gates.confidence)
+            )
+        differences.append(found)
+    return {
+        "days": days,
+        "rows": [int(rows.sum()) for rows in rows_of],
+        "loss": {name: [float(loss[rows].mean()) for rows in rows_of] for name, loss in losses.items()},
+        "against": against,
+        "difference": differences,
+    }
 
 
 def _comparisons(evidence: Evidence, params: Params) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ REPORT: dict[str, Any] = {
         {"against": "linear", "metric": "log_loss", "method": "day-block bootstrap", "mean": -0.0119, "low": -0.0146, "high": -0.0092, "rows": 12795, "days": 14, "confidence": 0.95, "verdict": "better"},
     ],
     "holdout": {"window": "2013-04-05..2013-04-18", "uses": 3, "rule": "Each further use of the same days widens the intervals: confidence 1 − 0.05 / 3.", "used_by": ["v1", "v2"], "champion_rows": {"answered": 12000, "twin": 700, "computed": 95}},
-    "by_day": {"days": DAYS, "rows": [914] * 14, "loss": {"candidate": WAVE.tolist(), "champion": [*(WAVE[:13] + 0.004).tolist(), None], "climatology": (WAVE + 0.03).tolist()}},
+    "by_day": {"days": DAYS, "rows": [914] * 14, "loss": {"candidate": WAVE.tolist(), "champion": [*(WAVE[:13] + 0.004).tolist(), None], "climatology": (WAVE + 0.03).tolist()}, "against": "champion", "difference": [*[{"mean": -0.004, "low": -0.0123, "high": 0.0045}] * 13, None]},
     "slices": [
         sliced("origin = EWR", 4630, -0.0061, 0.0050, "ok"),
         sliced("origin = JFK", 4216, -0.0032, 0.0047, "ok"),
@@ -80,7 +80,7 @@ REPORT: dict[str, Any] = {
         sliced("hour in [18, 24)", 2881, 0.0081, 0.0098, "ok"),
         sliced("origin = LGA and hour in [18, 24)", 803, 0.0311, 0.0096, "worse", found=True),
     ],
-    "classes": [{"class": "0", "n": 9659, "precision": 0.85, "recall": 0.78, "f1": 0.8134}, {"class": "1", "n": 3136, "precision": 0.44, "recall": 0.56, "f1": 0.4412}],
+    "classes": [{"class": "0", "n": 9659, "precision": 0.85, "recall": 0.78, "f1": 0.8134, "intervals": {"precision": [0.8311, 0.8722], "recall": [0.76, 0.80], "f1": [0.79, 0.83]}}, {"class": "1", "n": 3136, "precision": 0.44, "recall": 0.56, "f1": 0.4412}],
     "fairness": [{"attribute": "origin", "metric": "equalized_odds_difference", "value": 0.112, "threshold": 0.2, "groups": [{"group": "EWR", "n": 4630, "selection_rate": 0.31, "true_positive_rate": 0.58, "false_positive_rate": 0.22}, {"group": "LGA", "n": 3949, "selection_rate": 0.24, "true_positive_rate": 0.49, "false_positive_rate": 0.17}]}],
     "explanations": {
         "importance": [{"feature": name, "candidate": 0.42 / (i + 1), "champion": 0.4 / (i + 1.2)} for i, name in enumerate(FEATURES)],
