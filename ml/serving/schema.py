@@ -31,8 +31,8 @@ class Answer(BaseModel):
 class Contribution(BaseModel):
     """One feature's share in an answer."""
 
-    feature: str = Field(description="name; others: all that are not named, added up")
-    value: float | str | None = Field(description="what the model was given; null: missing, or others")
+    feature: str = Field(description="name; (others): all that are not named, added up")
+    value: float | str | None = Field(description="what the model was given; null: missing, or (others)")
     contribution: float = Field(description="above 0 it speaks for label 1, below 0 against")
 
 
@@ -40,7 +40,7 @@ class Explanation(BaseModel):
     """How an answer came about: base and contributions add up to its margin."""
 
     base: float = Field(description="margin before anything is known of the row")
-    contributions: list[Contribution] = Field(description="largest first, others last")
+    contributions: list[Contribution] = Field(description="largest first, (others) last")
     unit: str = Field(description="of base and contributions: log-odds")
 
 
