@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ml.errors import ConfigError
@@ -216,6 +216,29 @@ class Gates(Section):
 class Serving(Section):
     threshold: float = Field(ge=0, le=1)
     max_batch: int = Field(ge=1)
+    budget_ms: float = Field(gt=0)
+
+
+class Release(Section):
+    approval: bool
+    approval_hours: float = Field(gt=0)
+    steps: list[float]
+    min_answers: int = Field(ge=50)
+    max_hours: float = Field(gt=0)
+    confidence: float = Field(gt=0.5, lt=1)
+    max_error_increase: float = Field(gt=0, lt=1)
+    max_latency_ratio: float = Field(gt=1)
+    max_score_shift: float = Field(gt=0, lt=1)
+    loss_margin: float = Field(gt=0)
+    min_labels: int = Field(ge=50)
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if self.steps != sorted(set(self.steps)) or any(not 0 < share <= 0.5 for share in self.steps):
+            raise ValueError(
+                f"release.steps must grow and lie in (0, 0.5] (the baseline cohort is as large), but got {self.steps}"
+            )
+        return self
 
 
 class Monitoring(Section):
@@ -252,6 +275,7 @@ class Params(Section):
     card: Card
     gates: Gates
     serving: Serving
+    release: Release
     monitoring: Monitoring
 
     @model_validator(mode="after")
@@ -288,6 +312,7 @@ class Settings(BaseSettings):
     airflow_port: int = 8080
     mlflow_port: int = 5000
     serving_port: int = 3000
+    token: SecretStr = Field(SecretStr(""), description="bearer token that the service asks for; empty: none")
 
     @model_validator(mode="after")
     def _defaults(self) -> Self:
