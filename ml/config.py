@@ -197,6 +197,7 @@ class Evaluation(Section):
 
 class Gates(Section):
     mode: Literal["enforce", "report"]
+    min_days: int = Field(ge=2)
     min_score: float
     max_loss: float = Field(gt=0)
     margin: float = Field(ge=0)

@@ -84,6 +84,7 @@ def judge(evidence: Evidence, gates: Gates, scoring: Scoring, seed: int) -> Deci
     against = _comparer(evidence, gates, scoring, seed)
     checks = [
         *_untouched(evidence),
+        _days(evidence, gates),
         *_floors(evidence, gates, scoring),
         _baseline(evidence, against, gates, scoring),
         *_champion(evidence, against, gates, scoring),
@@ -136,6 +137,14 @@ def _untouched(evidence: Evidence) -> list[Check]:
             name = "untouched_holdout" + ("" if model is evidence.candidate else "_champion")
             checks.append(Check(name=name, passed=gap > 0, value=gap, threshold=0.0, n=evidence.n, detail=detail))
     return checks
+
+
+def _days(evidence: Evidence, gates: Gates) -> Check:
+    """Intervals are made of days: a holdout that was mostly never landed, or not labelled yet, proves nothing."""
+    found = len(np.unique(evidence.holdout.days))
+    detail = f"labelled rows on {found} days of {evidence.holdout.span}, must be ≥ {gates.min_days}"
+    return Check(name="holdout_days", passed=found >= gates.min_days, value=float(found), threshold=float(gates.min_days),
+                 n=evidence.n, detail=detail)  # fmt: skip
 
 
 def _floors(evidence: Evidence, gates: Gates, scoring: Scoring) -> list[Check]:

@@ -26,6 +26,7 @@ SMALL = {
     "workers: 2": "workers: 1",
     "rows: 100000": "rows: 3000",
     "mode: enforce": "mode: report",
+    "min_days: 10": "min_days: 6",
     "resamples: 10000": "resamples: 200",
     "explained_rows: 2000": "explained_rows: 100",
 }

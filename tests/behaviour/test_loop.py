@@ -91,7 +91,7 @@ def test_register__twice_is_one_version_with_its_lineage(version: VersionRef) ->
     tags = tracking.tags(name, version.version)
     assert {"snapshot", "feature_code", "params", "revision", "train", "holdout", "reason", "verdict"} <= set(tags)
     (entry,) = ledger.entries("gate")
-    assert [c["name"] for c in entry.evidence["decision"]["checks"]][:2] == ["untouched_holdout", "score_floor"]
+    assert [c["name"] for c in entry.evidence["decision"]["checks"]][:2] == ["untouched_holdout", "holdout_days"]
 
 
 def test_promote__refuses_what_was_not_promoted_by_its_gate(version: VersionRef) -> None:

@@ -19,7 +19,7 @@ from ops.airflow_api import Airflow
 SMALL = {
     "train": {"window_days": 14, "holdout_days": 2, "folds": 1, "fold_days": 2, "min_rows": 1000, "max_rounds": 40},
     "tune": {"trials": 2, "rows": 3000, "seconds": 20},
-    "gates": {"resamples": 100},
+    "gates": {"resamples": 100, "min_days": 2},
 }
 
 

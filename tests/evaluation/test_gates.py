@@ -163,6 +163,16 @@ def test_judge__a_champion_that_answered_by_two_models_is_held_to_each_ones_rang
     assert failed(judged) == []
 
 
+def test_judge__a_holdout_of_few_days_proves_nothing() -> None:
+    few = np.isin(DAY, np.unique(DAY)[:9])
+    cut = evidence(
+        TRUTH[few], holdout=Holdout(LABEL[few], TIMES[few], DAY[few]), baselines={"climatology": CONSTANT["climatology"][few]}
+    )
+    gates = load_params().gates.model_copy(update={"resamples": 1000})
+    assert failed(judge(cut, gates, Scoring(threshold=0.35), 3)) == ["holdout_days"]
+    assert failed(judge(cut, gates.model_copy(update={"min_days": 9}), Scoring(threshold=0.35), 3)) == []
+
+
 # ---- what was not measured has failed
 
 
