@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import Param, PokeReturnValue, TriggerRule, dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags.common import CANDIDATE, CHAMPION, Json, dag_args, occasion, step, time_param
+from dags.common import CANDIDATE, CHAMPION, Json, asked_version, dag_args, occasion, responder, step, time_param
 from ml.config import load_params
-
-if TYPE_CHECKING:
-    from ml.refs import VersionRef
 
 DOC = """
 ### release: from candidate to champion
@@ -43,30 +40,6 @@ CANARY_TIME = timedelta(hours=1 + LIMITS.max_hours * len(LIMITS.steps))
 ANSWER_TIME = timedelta(hours=LIMITS.approval_hours)
 
 
-def _version() -> VersionRef:
-    """The version to release: from the asset event (whole), or by its number from the form."""
-    from ml.errors import ConfigError, EvergreenError
-    from ml.refs import VersionRef
-
-    asked = occasion().asked.get("version")
-    if asked is None:
-        raise ConfigError("no version to release", 'fill in "Version" (conf {"version": "3"}); see the registry for its numbers')
-    if isinstance(asked, dict):
-        ref = VersionRef.model_validate(asked)
-    else:
-        from ml import tracking
-
-        ref = tracking.version_ref(str(asked))
-    if ref.backfill:
-        raise EvergreenError(f"version {ref.version} comes from a backfill", "release a version that was trained on the day")
-    return ref
-
-
-def _name(answer: Json) -> str:
-    """Who answered; empty when nobody did and the time ran out."""
-    return str((answer.get("responded_by_user") or {}).get("name") or "")
-
-
 def _only_when_inconclusive(context: Any) -> None:
     state = context["ti"].xcom_pull(task_ids="canary")
     if state["verdict"] != "inconclusive":
@@ -94,7 +67,7 @@ def release() -> None:
         from ml.errors import EvergreenError
 
         with step():
-            decision = steps.smoke(_version())
+            decision = steps.smoke(asked_version())
             if not decision.passed:
                 raise EvergreenError(f"the package failed its smoke test: {decision.reason}", "read the checks in the ledger")
             return decision.to_xcom()
@@ -105,7 +78,7 @@ def release() -> None:
 
         with step():
             when = occasion()
-            state = steps.canary(_version(), when.as_of, when.asked.get("skip_canary") or "")
+            state = steps.canary(asked_version(), when.as_of, when.asked.get("skip_canary") or "")
             return PokeReturnValue(state.verdict != "running", state.to_xcom())
 
     ask = HITLOperator(
@@ -123,9 +96,9 @@ def release() -> None:
         from ml import steps
 
         with step():
-            version, as_of = _version(), occasion().as_of
+            version, as_of = asked_version(), occasion().as_of
             answer = ti.xcom_pull(task_ids="ask") or {"chosen_options": [""]}
-            manifest = steps.promote(version, as_of, answer["chosen_options"][0], _name(answer))
+            manifest = steps.promote(version, as_of, answer["chosen_options"][0], responder(answer))
             outlet_events[CHAMPION].extra = {"version": version.version, "manifest": manifest, "as_of": as_of.isoformat()}
             return manifest
 

@@ -66,7 +66,7 @@ def test_publish__repeated_after_a_later_change__answers_what_it_wrote(workspace
 
 def test_promote__key_used_for_another_champion__refused(workspace: Path) -> None:
     promote("1", "a")
-    with pytest.raises(StaleWriteError, match="key 'a' already deployed"):
+    with pytest.raises(StaleWriteError, match="key 'a' already made manifest version 1"):
         promote("2", "a")
 
 
