@@ -1,7 +1,7 @@
 """The canary of a release, step by step: look at the log, decide, give it the next share or take it out.
 
 `look` is called again and again, by Airflow's sensor or by hand. All it knows is in manifest, ledger and log, so it may be killed
-at any point and called by anybody. The evidence of a step are the answers that were given under the manifest version of the step.
+at any point and called by anybody. The evidence are the answers that were given under the manifest versions of the release.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from ml.refs import CanaryState, Decision, VersionRef
 from ml.serving import manifest, release
 from ml.serving.manifest import Manifest
 
-Analyse = Callable[[pd.DataFrame, pd.Series, config.Release, str, str], Decision]
-"""(entries, labels by entity id, limits, canary's version, champion's version) → verdict running, pass or fail."""
+Analyse = Callable[[pd.DataFrame, pd.Series, config.Release, str, str, int], Decision]
+"""(entries of the release, labels by entity id, limits, canary's version, champion's version, manifest version of the present
+step) → verdict running, pass or fail."""
 Read = Callable[[int], pa.Table]
 """All log entries, shadows included, that were answered under this manifest version or a later one."""
 VERDICTS = {release.PASSED: "pass", release.SKIPPED: "pass", release.APPROVED: "pass", release.REFUSED: "fail"}
@@ -66,7 +67,7 @@ def look(
         return _state(version, "pass", "release.steps is empty")
     if not release.owns(version, as_of):
         return _begin(version, as_of, limits.steps[0])
-    return _judge(version, as_of, now, (read_log or read)(now.version), analyse or _analyse)
+    return _judge(version, as_of, now, (read_log or read)(release.begun(now).version), analyse or _analyse)
 
 
 def _begin(version: VersionRef, as_of: datetime, share: float) -> CanaryState:
@@ -82,8 +83,8 @@ def _judge(version: VersionRef, as_of: datetime, now: Manifest, logged: pa.Table
     limits, share = load_params().release, now.canary_share
     assert now.champion is not None  # `look` has checked
     began = release.note(version, as_of, share, "running", f"answers {share:.0%} of entities").recorded_at
-    entries = logged.filter(pc.equal(logged["manifest"], now.version)).to_pandas()
-    decision = analyse(entries, labels(entries), limits, version.version, now.champion.version)
+    entries = logged.filter(pc.less_equal(logged["manifest"], now.version)).to_pandas()
+    decision = analyse(entries, labels(entries), limits, version.version, now.champion.version, now.version)
     if decision.verdict == "fail":
         release.note(version, as_of, share, release.REFUSED, decision.reason, decision)
         release.withdraw(version, as_of, release.KIND, decision.reason)
@@ -127,7 +128,10 @@ def _decision(entry: ledger.Entry) -> Decision | None:
 
 
 def labels(entries: pd.DataFrame) -> pd.Series:
-    """What came true for the rows that were answered, as known to the newest data version: by entity id, NaN = not known.
+    """What came true for the rows that were answered, as known to the newest data version: by entity id, NaN = not matured.
+
+    A row has matured when its event is `train.embargo_hours` before that version: outcomes that become known sooner than others
+    are left out until then, because they are not like the others.
 
     Args:
         entries: log entries (``entity_id``, ``event_time``).
@@ -140,7 +144,10 @@ def labels(entries: pd.DataFrame) -> pd.Series:
     if entries.empty:
         return named
     first, last = entries["event_time"].min().to_pydatetime(), entries["event_time"].max().to_pydatetime()
-    known = rows.problem_rows(snapshots.restore(newest), first, last + timedelta(microseconds=1), newest.as_of)
+    end = min(last + timedelta(microseconds=1), newest.as_of - timedelta(hours=load_params().train.embargo_hours))
+    if end <= first:
+        return named
+    known = rows.problem_rows(snapshots.restore(newest), first, end, newest.as_of)
     outcomes = known.select(["entity_id", "label"]).to_pandas().drop_duplicates("entity_id").set_index("entity_id")["label"]
     return outcomes.reindex(named.index).astype(float)
 
@@ -152,7 +159,7 @@ def read(version: int) -> pa.Table:
     return since_manifest(version)
 
 
-def _analyse(entries: pd.DataFrame, known: pd.Series, limits: config.Release, canary: str, champion: str) -> Decision:
+def _analyse(entries: pd.DataFrame, known: pd.Series, limits: config.Release, canary: str, champion: str, step: int) -> Decision:
     from ml.monitoring.canary import analyse
 
-    return analyse(entries, known, limits, canary, champion)
+    return analyse(entries, known, limits, canary, champion, step, load_params().problem.task)

@@ -54,11 +54,15 @@ def start(plan: Plan, by: str, reason: str, as_of: datetime | None = None) -> Ma
     _require_sense(plan)
     now = _require_champion()
     if now.canary is not None:
-        raise EvergreenError(f"version {now.canary.version} is a canary", "wait for its verdict, or take it out: evergreen rollback")
+        raise EvergreenError(
+            f"version {now.canary.version} is a canary", "wait for its verdict, or take it out: evergreen rollback"
+        )
     if now.experiment is not None and now.experiment.name != plan.name:
         raise EvergreenError(f"experiment {now.experiment.name!r} runs", "end it with `evergreen experiment stop`")
     if now.experiment is None and _notes(plan.name):
-        raise EvergreenError(f"there was an experiment {plan.name!r} already", "choose another name: it decides on who is in which arm")
+        raise EvergreenError(
+            f"there was an experiment {plan.name!r} already", "choose another name: it decides on who is in which arm"
+        )
     assert now.champion is not None  # _require_champion
     arms = {CONTROL: now.champion} | {arm: _arm(arm, version) for arm, version in plan.arms.items()}
     if now.experiment is not None:
@@ -172,7 +176,9 @@ def _require_sense(plan: Plan) -> None:
     if plan.metric not in METRICS:
         raise ConfigError(f"metric {plan.metric!r} is not known", f"choose one of: {', '.join(METRICS)}")
     if not plan.arms or CONTROL in plan.arms:
-        raise ConfigError(f"arms {dict(plan.arms)}: at least one is needed, and {CONTROL!r} is the champion", "--arm treatment=VERSION")
+        raise ConfigError(
+            f"arms {dict(plan.arms)}: at least one is needed, and {CONTROL!r} is the champion", "--arm treatment=VERSION"
+        )
     if not 0 < plan.share <= 1 or plan.minimum_effect <= 0:
         raise ConfigError(
             f"share {plan.share}, minimum effect {plan.minimum_effect}", "a share lies in (0, 1], an effect is above 0"
@@ -189,7 +195,9 @@ def _require_champion() -> Manifest:
 def _same(now: Manifest, plan: Plan, arms: dict[str, Deployed]) -> Manifest:
     running = now.experiment
     if running is None or (running.arms, running.share) != (arms, plan.share):
-        raise EvergreenError(f"experiment {plan.name!r} runs with other arms or another share", "stop it, and choose another name")
+        raise EvergreenError(
+            f"experiment {plan.name!r} runs with other arms or another share", "stop it, and choose another name"
+        )
     _note_start(plan, now, now.reason)
     return now
 

@@ -80,7 +80,7 @@ def expose(version: VersionRef, as_of: datetime, share: float) -> Manifest:
         )
     if now is not None and now.canary is not None and not owns(version, as_of):
         raise EvergreenError(
-            f"version {now.canary.version} is a canary already, since manifest {_begun(now)}",
+            f"version {now.canary.version} is a canary already, since manifest {begun(now).version}",
             "take it out with `evergreen rollback`, or look at it with the as_of of its own release",
         )
     key, reason = f"{KIND}-{identity(version, as_of)}-{share:g}", f"canary of version {version.version}"
@@ -90,7 +90,14 @@ def expose(version: VersionRef, as_of: datetime, share: float) -> Manifest:
 def owns(version: VersionRef, as_of: datetime) -> bool:
     """Whether the canary in the manifest is that of this release."""
     now = manifest.current()
-    return now is not None and now.canary == deployable(version) and _of_release(_begun_in(now), version, as_of)
+    return now is not None and now.canary == deployable(version) and _of_release(begun(now), version, as_of)
+
+
+def begun(now: Manifest) -> Manifest:
+    """The manifest that brought in the canary of manifest `now`."""
+    documents = [document for document in manifest.history() if document.version <= now.version]
+    last = max((i for i, document in enumerate(documents) if document.canary != now.canary), default=-1)
+    return documents[last + 1]
 
 
 def ended_by(version: VersionRef, as_of: datetime) -> Manifest | None:
@@ -277,14 +284,3 @@ def _note_rollback(out: Manifest, as_of: datetime, subject: str, verdict: str, r
 
 def _of_release(document: Manifest, version: VersionRef, as_of: datetime) -> bool:
     return document.key.startswith(f"{KIND}-{identity(version, as_of)}-") and document.canary is not None
-
-
-def _begun_in(now: Manifest) -> Manifest:
-    """The manifest that gave the present canary its present share, or any that did so before it."""
-    documents = [document for document in manifest.history() if document.version <= now.version]
-    last = max((i for i, document in enumerate(documents) if document.canary != now.canary), default=-1)
-    return documents[last + 1]
-
-
-def _begun(now: Manifest) -> int:
-    return _begun_in(now).version

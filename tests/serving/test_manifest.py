@@ -124,7 +124,13 @@ def test_promote__ends_canary_and_shadow(workspace: Path) -> None:
     share(0.5, "b")
     manifest.change("c", AS_OF, "test", "", shadow=deployed("3"))
     now = promote("2", "d")
-    assert (now.champion, now.previous, now.canary, now.canary_share, now.shadow) == (deployed("2"), deployed("1"), None, 0.0, None)
+    assert (now.champion, now.previous, now.canary, now.canary_share, now.shadow) == (
+        deployed("2"),
+        deployed("1"),
+        None,
+        0.0,
+        None,
+    )
 
 
 def test_names__have_manifests_and_versions_of_their_own(workspace: Path) -> None:
