@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from ml.batch import score
 from ml.serving import log, segments
 from ml.serving.log import Entry, PredictionLog, answers_by, read_online, since_manifest
 
@@ -307,6 +308,29 @@ def test_read_online__segments_of_before__read_with_the_defaults(tmp_path: Path)
         assert json.loads(row["features"]) == entry(0).features
         assert len(list(tmp_path.glob(f"*.{kind}"))) == 1
         segments.rotate(tmp_path)
+
+
+def test_read_online__rotated_between_listing_and_reading__read_from_the_parquet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abandoned(tmp_path, [entry(0)])
+    read_bytes = Path.read_bytes
+
+    def too_late(path: Path) -> bytes:
+        segments.rotate(tmp_path)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", too_late)
+    assert names(tmp_path) == ["row-0"]
+
+
+@pytest.mark.usefixtures("workspace")
+def test_read_batch__partition_of_before__read_with_the_defaults() -> None:
+    abandoned(log.folder(), [entry(0)])
+    old = read_online(START, END).drop_columns(list(segments.SINCE))
+    score.folder().mkdir(parents=True)
+    pq.write_table(old, score.folder() / "2013-04-18.parquet")
+    assert score.read_batch(START, END)["cohort"].tolist() == ["champion"]
 
 
 @pytest.mark.parametrize("closed", [False, True])
