@@ -11,8 +11,8 @@ import pytest
 from ml import config, ledger, store, tracking
 from ml.packaging.bundle import Bundle
 from ml.refs import VersionRef
-from tests.sample_bundle import sample_bundle
 from tests.redis_server import RedisServer, running
+from tests.sample_bundle import sample_bundle
 
 
 @pytest.fixture(scope="session")

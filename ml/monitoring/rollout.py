@@ -17,8 +17,9 @@ from ml import config, ledger
 from ml.config import load_params
 from ml.data import rows, snapshots
 from ml.errors import NotFoundError
+from ml.monitoring import canary
 from ml.refs import CanaryState, Decision, VersionRef
-from ml.serving import manifest, release
+from ml.serving import log, manifest, release
 from ml.serving.manifest import Manifest
 
 Analyse = Callable[[pd.DataFrame, pd.Series, config.Release, str, str, int], Decision]
@@ -67,7 +68,7 @@ def look(
         return _state(version, "pass", "release.steps is empty")
     if not release.owns(version, as_of):
         return _begin(version, as_of, limits.steps[0])
-    return _judge(version, as_of, now, (read_log or read)(release.begun(now).version), analyse or _analyse)
+    return _judge(version, as_of, now, (read_log or log.since_manifest)(release.begun(now).version), analyse or _analyse)
 
 
 def _begin(version: VersionRef, as_of: datetime, share: float) -> CanaryState:
@@ -152,14 +153,7 @@ def labels(entries: pd.DataFrame) -> pd.Series:
     return outcomes.reindex(named.index).astype(float)
 
 
-def read(version: int) -> pa.Table:
-    """Log entries, shadows included, that were answered under a manifest version or a later one."""
-    from ml.serving.log import since_manifest
-
-    return since_manifest(version)
-
-
-def _analyse(entries: pd.DataFrame, known: pd.Series, limits: config.Release, canary: str, champion: str, step: int) -> Decision:
-    from ml.monitoring.canary import analyse
-
-    return analyse(entries, known, limits, canary, champion, step, load_params().problem.task)
+def _analyse(
+    entries: pd.DataFrame, known: pd.Series, limits: config.Release, candidate: str, champion: str, step: int
+) -> Decision:
+    return canary.analyse(entries, known, limits, candidate, champion, step, load_params().problem.task)

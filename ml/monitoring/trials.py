@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ml import ledger, store, tracking
-from ml.config import load_params
 from ml.errors import ConfigError, EvergreenError, NotFoundError, NothingToDo
 from ml.monitoring import rollout
-from ml.serving import manifest, release
+from ml.serving import log, manifest, release
 from ml.serving.manifest import Deployed, Experiment, Manifest
 
 KIND, CONTROL = "experiment", "control"
@@ -132,7 +131,7 @@ def begun(name: str | None = None) -> ledger.Entry:
 def answers(trial: Experiment, since: int) -> pd.DataFrame:
     """Log entries of the experiment's arms, from the manifest version that began it to the one that ended it."""
     versions = [d.version for d in manifest.history() if d.experiment == trial]
-    logged = rollout.read(since)
+    logged = log.since_manifest(since)
     return logged.filter(pc.is_in(logged["manifest"], pa.array(versions, logged["manifest"].type))).to_pandas()
 
 
@@ -149,7 +148,7 @@ class Traffic:
 
 def traffic() -> Traffic | None:
     """The recent traffic of the champion; None when nothing was logged."""
-    logged = rollout.read(0)
+    logged = log.since_manifest(0)
     if not len(logged):
         return None
     newest = pc.max(logged["event_time"]).as_py()

@@ -7,6 +7,7 @@ ledger; each may be done again after a crash at any point, with the same effect.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from ml import ledger, store, tracking
 from ml.config import load_params
@@ -225,10 +226,10 @@ def _serve_again(now: Manifest, target: Deployed, as_of: datetime, by: str, reas
         )
     when = [document for document in manifest.history() if document.champion == target]
     previous = when[-1].previous if when and when[-1].previous not in (now.champion, target) else None
-    trial = {"canary": None, "canary_share": 0.0, "shadow": None, "experiment": None}
+    nobody: dict[str, Any] = {"canary": None, "canary_share": 0.0, "shadow": None, "experiment": None}
     if now.champion == target:
         previous = now.previous
-    return manifest.change(f"rollback-{now.version}", as_of, by, reason, champion=target, previous=previous, **trial)
+    return manifest.change(f"rollback-{now.version}", as_of, by, reason, champion=target, previous=previous, **nobody)
 
 
 def _target(now: Manifest, to: str | None) -> Deployed:

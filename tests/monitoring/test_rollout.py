@@ -212,10 +212,10 @@ def test_labels__of_landed_rows_that_have_matured(workspace: Path) -> None:
     root = snapshots.restore(newest)
     start = datetime.combine(window.start, datetime.min.time())
     landed = rows.problem_rows(root, start, start + timedelta(days=3), newest.as_of).select(["entity_id", "event_time", "label"])
-    answered = landed.to_pandas()
-    answered.loc[len(answered)] = ["unknown", start + timedelta(days=90), None]
+    far = landed.slice(0, 1).set_column(0, "entity_id", [["unknown"]]).set_column(1, "event_time", [[start + timedelta(days=90)]])
+    answered = pa.concat_tables([landed, far.cast(landed.schema)]).to_pandas()
     found = rollout.labels(answered)
-    matured = answered["event_time"].to_numpy() < newest.as_of - timedelta(hours=24)
+    matured = (answered["event_time"] < newest.as_of - timedelta(hours=24)).to_numpy()
     assert 0 < matured.sum() < len(answered)
     known = answered.loc[matured].set_index("entity_id")["label"].astype(float)
     assert found.loc[known.index].equals(known)

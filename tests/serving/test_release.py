@@ -47,7 +47,7 @@ def test_promote__the_first_needs_no_canary(register: Register) -> None:
 def test_promote__without_a_canary_that_passed__refused(register: Register) -> None:
     first, second = register(), register()
     release.promote(first, AS_OF)
-    with pytest.raises(EvergreenError, match="version 2 has not passed its canary .*no verdict yet"):
+    with pytest.raises(EvergreenError, match=r"version 2 has not passed its canary .*no verdict yet"):
         release.promote(second, AS_OF)
     release.expose(second, AS_OF, 0.5)
     with pytest.raises(EvergreenError, match="no verdict yet"):
@@ -148,7 +148,7 @@ def test_rollback__with_a_canary__ends_it_and_keeps_the_champion(register: Regis
     for _ in range(2):
         now = release.rollback(None, "anna", "complaints")
         assert (now.version, now.canary, serving()) == (3, None, ("1", None))
-    with pytest.raises(NotFoundError, match="version 2 never served.*\n.*choose one that did: 1"):
+    with pytest.raises(NotFoundError, match=r"version 2 never served.*\n.*choose one that did: 1"):
         release.rollback("2", "anna", "")
 
 
@@ -170,6 +170,6 @@ def test_rollback__to_a_bundle_that_is_gone__refused(register: Register, monkeyp
     release.promote(register(), AS_OF)
     released(register(), 1)
     monkeypatch.setattr(store, "exists", lambda digest: False)
-    with pytest.raises(EvergreenError, match="bundle of version 1, .* is not in the store"):
+    with pytest.raises(EvergreenError, match=r"bundle of version 1, .* is not in the store"):
         release.rollback(None, "anna", "")
     assert serving() == ("2", "1")
