@@ -90,9 +90,8 @@ def clustered_bounds(values: np.ndarray, clusters: np.ndarray, alpha_low: float,
     """
     if not len(values):
         return Bounds(math.nan, -math.inf, math.inf, 0)
-    _, cluster_of = np.unique(clusters, return_inverse=True)
-    mean, counts = float(values.mean()), np.bincount(cluster_of)
-    k = len(counts)
+    found, cluster_of = np.unique(clusters, return_inverse=True)
+    mean, k = float(values.mean()), len(found)
     if k < 2:
         return Bounds(mean, -math.inf, math.inf, k)
     residuals = np.bincount(cluster_of, weights=values - mean)

@@ -1,7 +1,7 @@
 """Trials of the canary on a stream of rows whose answers are known: the real steps, the real verdict, drawn cohorts.
 
-A trial starts at a random row and goes on in the order in which rows were asked for, days in a row as in life; the last row is followed
-by the first. Cohorts are the router's: every row keeps its bucket, turned by a random angle for each trial.
+A trial starts at a random row and goes on in the order in which rows were asked for, days in a row as in life; the last row is
+followed by the first. Cohorts are the router's: every row keeps its bucket, turned by a random angle for each trial.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ml.monitoring import canary
 
 EVERY = 200
 """Answers of canary and baseline together between two looks."""
-NO_LABEL_YET = np.timedelta64(10**6, "h")
+NEVER = 10**6
+"""Hours."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ class Candidate:
     slower: float = 1.0
     errors: float = 0.0
     """Share of answers that it fails to give, beyond `Server.errors`."""
-    delay: np.timedelta64 = np.timedelta64(24, "h")
+    label_hours: int = 24
     """From event to label."""
 
     def of_trial(self, rng: np.random.Generator) -> np.ndarray:
         """Answers of one trial, shape (n,)."""
-        drawn = self.answers[rng.integers(len(self.answers))]
+        drawn = self.answers[int(rng.integers(len(self.answers)))]
         if not (self.blur or self.odds_shift):
             return np.clip(drawn + self.shift, 0.0, 1.0)
         margin = np.log(drawn / (1 - drawn)) + self.odds_shift + self.blur * rng.standard_normal(len(drawn))
@@ -113,15 +114,17 @@ def walk(stream: Stream, candidate: Candidate, limits: Release, server: Server, 
     gaps = np.zeros(len(order))
     gaps[labelled] = metrics.log_losses(y_true[labelled], mine[labelled])
     gaps[labelled] -= metrics.log_losses(y_true[labelled], champion[labelled])
-    hour, known_at = event.astype("datetime64[h]"), event + candidate.delay
+    hour, known_at = event.astype("datetime64[h]").astype(np.int64), event + np.timedelta64(candidate.label_hours, "h")
     start, answers, looks, longest, earlier = 0, 0, 0, 0, np.empty(0, dtype=int)
     for step, share in enumerate(limits.steps):
-        by_canary, by_baseline = (start + np.flatnonzero(side) for side in (buckets[start:] < share, buckets[start:] >= 1 - share))
-        both = np.union1d(by_canary, by_baseline)
+        sides = buckets < share, buckets >= 1 - share
+        by_canary, by_baseline = (start + np.flatnonzero(side[start:]) for side in sides)
         failed = [rng.random(len(by_canary)) < server.errors + candidate.errors, rng.random(len(by_baseline)) < server.errors]
-        seconds = [server.median_seconds * np.exp(server.spread * rng.standard_normal(len(side))) for side in (by_canary, by_baseline)]
+        seconds = [server.median_seconds * np.exp(server.spread * rng.standard_normal(len(f))) for f in failed]
         seconds[0] *= candidate.slower
-        paired = np.setdiff1d(both, by_canary[failed[0]], assume_unique=True)
+        both, answered = start + np.flatnonzero((sides[0] | sides[1])[start:]), np.ones(len(order), dtype=bool)
+        answered[by_canary[failed[0]]] = False
+        paired = both[answered[both]]
         verdict, ended = "running", False
         for seen in range(EVERY, len(both) + EVERY, EVERY):
             if ended:
@@ -132,13 +135,20 @@ def walk(stream: Stream, candidate: Candidate, limits: Release, server: Server, 
             pairs = np.concatenate([earlier, paired[: np.searchsorted(paired, last, "right")]])
             matured = pairs[labelled[pairs] & (known_at[pairs] <= asked[last])]
             found = canary.Evidence(
-                failed[0][:n], failed[1][:m], seconds[0][:n], seconds[1][:m], mine[pairs], champion[pairs], gaps[matured], hour[matured],
-            )  # fmt: skip
+                canary_errors=failed[0][:n],
+                baseline_errors=failed[1][:m],
+                canary_seconds=seconds[0][:n],
+                baseline_seconds=seconds[1][:m],
+                canary_scores=mine[pairs],
+                champion_scores=champion[pairs],
+                loss_gaps=gaps[matured],
+                hours=hour[matured],
+            )
             decision, looks = canary.judge(found, limits), looks + 1
             verdict, longest = decision.verdict, max(longest, last + 1 - start)
             if verdict != "running":
                 break
-        blamed = next((check.name for check in decision.checks if not check.passed and (verdict == "running" or "harm" in check.detail)), "")
+        blamed = next((c.name for c in decision.checks if not c.passed and (verdict != "fail" or "harm" in c.detail)), "")
         if verdict != "pass" or step == len(limits.steps) - 1:
             return Outcome(verdict, blamed, step, answers + n, last + 1, _hours(asked[last] - asked[0]), longest, looks)
         earlier = pairs if pooled else earlier
@@ -158,7 +168,7 @@ def blur_for(y_true: np.ndarray, answers: np.ndarray, lost: float) -> float:
 
 def unlabelled(candidate: Candidate, name: str) -> Candidate:
     """The same where no label matures in time."""
-    return replace(candidate, name=name, delay=NO_LABEL_YET)
+    return replace(candidate, name=name, label_hours=NEVER)
 
 
 def _hours(span: np.timedelta64) -> float:

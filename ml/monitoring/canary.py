@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy import stats
 
 from ml import metrics, sequential
 from ml.config import Release, Task
@@ -203,7 +202,8 @@ def errors(canary: np.ndarray, baseline: np.ndarray, limits: Release, harm: floa
     """
     found, limit = sequential.gap_bounds(canary, baseline, harm, harmless), limits.max_error_increase
     verdict = _below(found, limit)
-    told = f"{_share(canary)} against {_share(baseline)}, difference {found.value:+.2%}, bounds {found.low:+.2%} to {found.high:+.2%}"
+    told = f"{_share(canary)} against {_share(baseline)}, difference {found.value:+.2%}"
+    told += f", bounds {found.low:+.2%} to {found.high:+.2%}"
     return Finding(verdict, _check("errors", verdict, found, limit, len(canary) + len(baseline), f"{told}, limit {limit:+.2%}"))
 
 
@@ -235,9 +235,7 @@ def scores(found: Evidence, limits: Release, harm: float, harmless: float) -> Fi
             verdict, shift = "fail", outer
         elif shift.low > -limit and shift.high < limit:
             verdict = "pass"
-    distance = (
-        float(stats.ks_2samp(found.canary_scores, found.champion_scores, method="asymp").statistic) if len(gaps) else math.nan
-    )
+    distance = _distance(found.canary_scores, found.champion_scores)
     told = (
         f"mean shift {shift.value:+.4f} over {len(gaps):,} pairs, bounds {shift.low:+.4f} to {shift.high:+.4f}, limit ±{limit:g}"
     )
@@ -254,7 +252,8 @@ def quality(found: Evidence, limits: Release, harm: float, harmless: float) -> F
     """
     n, limit = len(found.loss_gaps), limits.loss_margin
     lost = sequential.clustered_bounds(found.loss_gaps, found.hours, harm, harmless, USUAL_HOURS)
-    told = f"loss {lost.value:+.4f} over {n:,} labels of {lost.n:,} hours, bounds {lost.low:+.4f} to {lost.high:+.4f}, limit {limit:+g}"
+    told = f"loss {lost.value:+.4f} over {n:,} labels of {lost.n:,} hours"
+    told += f", bounds {lost.low:+.4f} to {lost.high:+.4f}, limit {limit:+g}"
     if n < limits.min_labels:
         told = f"shown only, {n:,} of {limits.min_labels:,} labels: {told}"
         return Finding("pass", _check("quality", "pass", lost, limit, n, told))
@@ -275,6 +274,15 @@ def _check(name: str, verdict: str, found: Bounds, limit: float, n: int, detail:
 def _over(above: float, below: float) -> float:
     """The quotient; inf when nothing bounds it."""
     return math.inf if above == math.inf or below <= 0 else above / below
+
+
+def _distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Kolmogorov and Smirnov's: the largest difference of the two distribution functions, 0-1; NaN without values."""
+    if not len(first):
+        return math.nan
+    both = np.concatenate([first, second])
+    below = [np.searchsorted(np.sort(side), both, "right") / len(side) for side in (first, second)]
+    return float(np.abs(below[0] - below[1]).max())
 
 
 def _share(flags: np.ndarray) -> str:
