@@ -1,9 +1,9 @@
 """Intervals that hold at every moment at once: look as often as you like, stop when you like, and they are still true.
 
 An ordinary 95 % interval that is looked at after every answer misses the truth sooner or later. A *confidence sequence* is a
-sequence of intervals of which all together hold with probability 1 - alpha. Each bound here is one-sided, with its own alpha, so
-that who asks "is it harmful?" and who asks "is it harmless?" can pay for their own errors alone. Every figure is computed anew from
-all observations so far, and depends on them alone: nothing is kept between looks.
+sequence of intervals of which all together hold with probability 1 - alpha. Each bound here is one-sided, with its own alpha,
+so that who asks "is it harmful?" and who asks "is it harmless?" can pay for their own errors alone. Every figure is computed
+anew from all observations so far, and depends on them alone: nothing is kept between looks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Bounds:
 def tuned(n: float, alpha: float) -> float:
     """The `rho` that makes a one-sided asymptotic bound narrowest at n observations; it must be chosen before looking.
 
-    Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2024, Annals of Statistics 52:2613, appendix B.2, with twice the alpha for one side.
+    Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2024, Annals of Statistics 52:2613, appendix B.2, with twice the
+        alpha for one side.
 
     >>> round(tuned(100, 0.025), 2)
     0.3
@@ -54,9 +55,9 @@ def tuned(n: float, alpha: float) -> float:
 def reach(n: float, alpha: float, rho: float) -> float:
     """How many standard deviations of one observation a one-sided bound lies from the mean of n of them.
 
-    Source: the one-sided asymptotic confidence sequence of Waudby-Smith et al. 2024 (see `tuned`): a Gaussian mixture over positive
-    drifts, ``sqrt(2 (n ρ² + 1) / (n² ρ²) · log(1 + sqrt(n ρ² + 1) / (2 α)))``. Asymptotic: as in any z-interval, the spread is estimated; some tens
-    of observations at least.
+    Source: the one-sided asymptotic confidence sequence of Waudby-Smith et al. 2024 (see `tuned`): a Gaussian mixture over
+    positive drifts, ``sqrt(2 (n ρ² + 1) / (n² ρ²) · log(1 + sqrt(n ρ² + 1) / (2 α)))``. Asymptotic: as in any z-interval, the
+    spread is estimated; some tens of observations at least.
     """
     inner = n * rho**2 + 1
     return math.sqrt(2 * inner / (n * rho) ** 2 * math.log1p(math.sqrt(inner) / (2 * alpha)))
@@ -79,8 +80,9 @@ def mean_bounds(values: np.ndarray, alpha_low: float, alpha_high: float, expecte
 def clustered_bounds(values: np.ndarray, clusters: np.ndarray, alpha_low: float, alpha_high: float, expected: int) -> Bounds:
     """Bounds of the mean over values that depend on each other within clusters, as rows of one hour share its weather.
 
-    The mean is a ratio of sums over clusters; its spread is that of the clusters' residual sums ``Σ(value - mean)``, so k clusters are k
-    observations, whatever number of values they hold (Cameron and Miller 2015, Journal of Human Resources 50:317, equation 10).
+    The mean is a ratio of sums over clusters; its spread is that of the clusters' residual sums ``Σ(value - mean)``, so k
+    clusters are k observations, whatever number of values they hold (Cameron and Miller 2015, Journal of Human Resources
+    50:317, equation 10).
 
     Args:
         values: shape (n,), no NaN; `clusters`: the cluster of each, shape (n,).
@@ -88,9 +90,8 @@ def clustered_bounds(values: np.ndarray, clusters: np.ndarray, alpha_low: float,
     """
     if not len(values):
         return Bounds(math.nan, -math.inf, math.inf, 0)
-    _, cluster_of = np.unique(clusters, return_inverse=True)
-    mean, counts = float(values.mean()), np.bincount(cluster_of)
-    k = len(counts)
+    found, cluster_of = np.unique(clusters, return_inverse=True)
+    mean, k = float(values.mean()), len(found)
     if k < 2:
         return Bounds(mean, -math.inf, math.inf, k)
     residuals = np.bincount(cluster_of, weights=values - mean)
@@ -101,9 +102,9 @@ def clustered_bounds(values: np.ndarray, clusters: np.ndarray, alpha_low: float,
 def difference_bounds(first: np.ndarray, second: np.ndarray, alpha_low: float, alpha_high: float, expected: int) -> Bounds:
     """Bounds of ``mean(first) - mean(second)`` of two groups that entities were drawn into by chance, at all times.
 
-    Rows of both groups may share hours and weather: chance alone decided who is where, and the spread of the difference is that of
-    the draw (Neyman 1923). The asymptotic sequence of `reach` on the difference of means, as Waudby-Smith et al. 2024, section 3, do for
-    average treatment effects.
+    Rows of both groups may share hours and weather: chance alone decided who is where, and the spread of the difference is that
+    of the draw (Neyman 1923). The asymptotic sequence of `reach` on the difference of means, as Waudby-Smith et al. 2024,
+    section 3, do for average treatment effects.
 
     Args:
         first, second: one value for each entity, shapes (n,) and (m,), no NaN.
@@ -125,14 +126,15 @@ def _about(mean: float, spread: float, n: int, alpha_low: float, alpha_high: flo
 
 
 def gap_bounds(first: np.ndarray, second: np.ndarray, alpha_low: float, alpha_high: float) -> Bounds:
-    """Bounds of the difference of two proportions, ``P(first) - P(second)``, at all times; exact for any n, also for rare events.
+    """Bounds of the difference of two proportions, ``P(first) - P(second)``, at all times; exact for any n, also for rare
+    events.
 
-    The i-th event of one is paired with the i-th of the other, in the order in which they came; what has no partner yet waits. A bet is held
-    that the differences (-1, 0 or 1) average at most m; where its capital would ever reach 1 / alpha, m is excluded. A fixed mixture of stakes keeps
-    the capital a function of the three counts.
+    The i-th event of one is paired with the i-th of the other, in the order in which they came; what has no partner yet waits.
+    A bet is held that the differences (-1, 0 or 1) average at most m; where its capital would ever reach 1 / alpha, m is
+    excluded. A fixed mixture of stakes keeps the capital a function of the three counts.
 
-    Source: Waudby-Smith and Ramdas 2024, Journal of the Royal Statistical Society B 86:1, sections 4.1 and 4.4 (grid of constant bets); Ville's
-    inequality.
+    Source: Waudby-Smith and Ramdas 2024, Journal of the Royal Statistical Society B 86:1, sections 4.1 and 4.4 (grid of
+    constant bets); Ville's inequality.
 
     Args:
         first, second: 0/1 or bool in order of arrival, shapes (n,) and (m,).
@@ -182,11 +184,11 @@ def _capital(counts: np.ndarray, m: float) -> float:
 def median_bounds(values: np.ndarray, alpha_low: float, alpha_high: float, expected: int) -> Bounds:
     """Bounds of the median of independent values of one distribution, at all times; exact, whatever the distribution.
 
-    At the true median, counts of values on one side are coin tosses: a median is excluded when they are no longer, by a mixture of coins with
-    a Beta prior on that side.
+    At the true median, counts of values on one side are coin tosses: a median is excluded when they are no longer, by a mixture
+    of coins with a Beta prior on that side.
 
-    Source: Howard and Ramdas 2022, Bernoulli 28:1704, section 3 (quantiles from a sequence for coin tosses); Robbins 1970, Annals of Mathematical
-    Statistics 41:1397 (the Beta mixture).
+    Source: Howard and Ramdas 2022, Bernoulli 28:1704, section 3 (quantiles from a sequence for coin tosses); Robbins 1970,
+    Annals of Mathematical Statistics 41:1397 (the Beta mixture).
 
     Args:
         values: shape (n,), no NaN.
@@ -220,10 +222,11 @@ def _too_many(n: int, alpha: float, expected: int) -> int:
 
 
 def arm_size(sd: float, effect: float, alpha: float, power: float) -> int:
-    """Entities in each of two arms after which a true difference of `effect` is seen with probability `power` by `difference_bounds`.
+    """Entities in each of two arms after which a true difference of `effect` is seen with probability `power` by
+    `difference_bounds`.
 
-    By the time of the forecast the bound, tuned for that time, and the estimate's own chance together fit into the effect. It is the time by
-    which it is seen; as one looks all the time, it is often seen earlier.
+    By the time of the forecast the bound, tuned for that time, and the estimate's own chance together fit into the effect. It
+    is the time by which it is seen; as one looks all the time, it is often seen earlier.
 
     Args:
         sd: standard deviation of the metric over entities, > 0; `effect`: > 0, in the metric's unit.

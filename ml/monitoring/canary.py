@@ -2,15 +2,15 @@
 
 Two errors, two promises, both for the whole release, however often it is looked at:
 
-- A canary that is within every limit is rolled back with probability 1 - confidence at most: a check fails only when its sequence
-  excludes everything up to its limit, and all checks of all steps share that probability.
-- A canary that is beyond a limit passes with probability 1 - confidence at most: a check passes only when its sequence excludes everything
-  from its limit on. *Not failed yet* is never a pass: until then the verdict is ``running``. Nothing is shared here, since a canary must pass
-  all checks at all steps (intersection-union test: Berger 1982, Technometrics 24:295). The one exception is quality, which does not
-  bind with fewer than `min_labels` labels.
+- A canary that is within every limit is rolled back with probability 1 - confidence at most: a check fails only when its
+  sequence excludes everything up to its limit, and all checks of all steps share that probability.
+- A canary that is beyond a limit passes with probability 1 - confidence at most: a check passes only when its sequence excludes
+  everything from its limit on. *Not failed yet* is never a pass: until then the verdict is ``running``. Nothing is shared here,
+  since a canary must pass all checks at all steps (intersection-union test: Berger 1982, Technometrics 24:295). The one
+  exception is quality, which does not bind with fewer than `min_labels` labels.
 
-Errors and latency are of one step: a larger share may bring what a small one did not. Scores and quality compare two models on the
-same rows, whatever the share, so pairs of earlier steps count too if they are given.
+Errors and latency are of one step: a larger share may bring what a small one did not. Scores and quality compare two models on
+the same rows, whatever the share, so pairs of earlier steps count too if they are given.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from scipy import stats
 
 from ml import metrics, sequential
 from ml.config import Release, Task
@@ -77,23 +76,25 @@ def analyse(
 
     Args:
         entries: log entries with columns entity_id, event_time, logged_at, cohort, model_version, probability, flags, seconds,
-            request_id (and manifest); cohorts canary and baseline, and the other model's copies (cohort shadow). Others are not looked at.
-        labels: by entity id, NaN = not matured or none. All rows up to one moment must be in or out *whatever their outcome*, for
-            instance events that ended `train.embargo_hours` ago: outcomes that become known early are not like the others.
+            request_id (and manifest); cohorts canary and baseline, and the other model's copies (cohort shadow). Others are not
+            looked at.
+        labels: by entity id, NaN = not matured or none. All rows up to one moment must be in or out *whatever their outcome*,
+            for instance events that ended `train.embargo_hours` ago: outcomes that become known early are not like the others.
         canary, champion: their model versions.
-        manifest: the manifest version of the present step; entries of earlier ones add pairs of scores and labels. None: all entries are
-            of the present step.
+        manifest: the manifest version of the present step; entries of earlier ones add pairs of scores and labels. None: all
+            entries are of the present step.
 
     Returns:
-        Verdict ``fail`` (some check shows harm beyond its limit), ``pass`` (there are enough answers, and every check that binds shows that harm
-        is below its limit) or ``running``. Checks have passed=False while they run; their detail says which.
+        Verdict ``fail`` (some check shows harm beyond its limit), ``pass`` (there are enough answers, and every check that
+        binds shows that harm is below its limit) or ``running``. Checks have passed=False while they run; their detail says
+        which.
     """
     return judge(evidence(entries, labels, canary, champion, manifest, task), limits)
 
 
 def least_answers(limits: Release) -> int:
-    """Answers of each cohort that a step needs at least before it can pass: `min_answers`, or what it takes to show that errors,
-    of which there are none, are below `max_error_increase`.
+    """Answers of each cohort that a step needs at least before it can pass: `min_answers`, or what it takes to show that
+    errors, of which there are none, are below `max_error_increase`.
     """
     return max(limits.min_answers, sequential.answers_for_gap(limits.max_error_increase, 1 - limits.confidence))
 
@@ -111,37 +112,40 @@ def evidence(
 ) -> Evidence:
     """Arranges log entries; arguments as in `analyse`.
 
-    An entity that was asked for several times counts once in scores and quality, with its first pair. A request counts once in each cohort
-    that it has rows of: a batch of both has one time for both.
+    An entity that was asked for several times counts once in scores and quality, with its first pair. A request counts once in
+    each cohort that it has rows of: a batch of both has one time for both.
     """
     table = entries.to_pandas() if isinstance(entries, pa.Table) else entries
     table = table.sort_values(["logged_at", "request_id", "entity_id"], kind="stable", ignore_index=True)
     now = table if manifest is None else table[table["manifest"] == manifest]
-    sides = [now[now["cohort"] == cohort] for cohort in (CANARY, BASELINE)]
-    errors = [np.array([any(f.startswith("fallback_") for f in flags) for flags in side["flags"]], bool) for side in sides]
-    seconds = [side.drop_duplicates("request_id")["seconds"].to_numpy(float) for side in sides]
+    mine, theirs = (now[now["cohort"] == cohort] for cohort in (CANARY, BASELINE))
     pairs = _pairs(table, canary, champion)
     y_true = labels.groupby(level=0).first().reindex(pairs["entity_id"]).to_numpy(float)
     known = ~np.isnan(y_true)
-    matured = pairs[known]
+    of_canary, of_champion = (pairs[f"probability_{side}"].to_numpy(float) for side in ("canary", "champion"))
     gaps = np.empty(0)
-    if len(matured):
-        of_canary, of_champion = (
-            metrics.losses(task, y_true[known], matured[side].to_numpy(float))
-            for side in ("probability_canary", "probability_champion")
-        )
-        gaps = of_canary - of_champion
+    if known.any():
+        gaps = metrics.losses(task, y_true[known], of_canary[known]) - metrics.losses(task, y_true[known], of_champion[known])
     return Evidence(
-        *errors, *seconds, pairs["probability_canary"].to_numpy(float), pairs["probability_champion"].to_numpy(float), gaps,
-        matured["event_time"].dt.floor("h").to_numpy(),
-    )  # fmt: skip
+        canary_errors=_fell_back(mine),
+        baseline_errors=_fell_back(theirs),
+        canary_seconds=mine.drop_duplicates("request_id")["seconds"].to_numpy(float),
+        baseline_seconds=theirs.drop_duplicates("request_id")["seconds"].to_numpy(float),
+        canary_scores=of_canary,
+        champion_scores=of_champion,
+        loss_gaps=gaps,
+        hours=pairs["event_time"].to_numpy("datetime64[h]")[known],
+    )
+
+
+def _fell_back(rows: pd.DataFrame) -> np.ndarray:
+    return np.array([any(flag.startswith("fallback_") for flag in flags) for flags in rows["flags"]], bool)
 
 
 def _pairs(table: pd.DataFrame, canary: str, champion: str) -> pd.DataFrame:
     """Rows that both models answered, one of them unseen; answers of a fallback are left out."""
     mine = table[table["cohort"].isin([CANARY, BASELINE, SHADOW])]
-    fallback = np.array([any(f.startswith(("fallback_", "deadline")) for f in flags) for flags in mine["flags"]], bool)
-    mine = mine[~fallback]
+    mine = mine[~_fell_back(mine)]
     both = ["request_id", "entity_id"]
     of_canary = mine[mine["model_version"] == canary].drop_duplicates(both)
     of_champion = mine[mine["model_version"] == champion].drop_duplicates(both)[[*both, "cohort", "probability"]]
@@ -198,7 +202,8 @@ def errors(canary: np.ndarray, baseline: np.ndarray, limits: Release, harm: floa
     """
     found, limit = sequential.gap_bounds(canary, baseline, harm, harmless), limits.max_error_increase
     verdict = _below(found, limit)
-    told = f"{_share(canary)} against {_share(baseline)}, difference {found.value:+.2%}, bounds {found.low:+.2%} to {found.high:+.2%}"
+    told = f"{_share(canary)} against {_share(baseline)}, difference {found.value:+.2%}"
+    told += f", bounds {found.low:+.2%} to {found.high:+.2%}"
     return Finding(verdict, _check("errors", verdict, found, limit, len(canary) + len(baseline), f"{told}, limit {limit:+.2%}"))
 
 
@@ -208,7 +213,7 @@ def latency(canary: np.ndarray, baseline: np.ndarray, limits: Release, harm: flo
     Args:
         canary, baseline: seconds; `harm`, `harmless` as in `errors`.
     """
-    limit, expected = limits.max_latency_ratio, least_answers_of_latency(limits)
+    limit, expected = limits.max_latency_ratio, 2 * limits.min_answers
     mine = sequential.median_bounds(canary, harm / 2, harmless / 2, expected)
     theirs = sequential.median_bounds(baseline, harmless / 2, harm / 2, expected)
     n = len(canary) + len(baseline)
@@ -219,26 +224,18 @@ def latency(canary: np.ndarray, baseline: np.ndarray, limits: Release, harm: flo
     return Finding(verdict, _check("latency", verdict, ratio, limit, n, told))
 
 
-def least_answers_of_latency(limits: Release) -> int:
-    """The number of requests that a median's bounds are narrowest at."""
-    return 2 * limits.min_answers
-
-
 def scores(found: Evidence, limits: Release, harm: float, harmless: float) -> Finding:
     """Mean difference of the two models' answers to the same rows, which must lie within ± the limit."""
     limit, gaps = limits.max_score_shift, found.canary_scores - found.champion_scores
-    shift = sequential.mean_bounds(gaps, min(harm, harmless), min(harm, harmless), 2 * limits.min_answers)
+    outer = sequential.mean_bounds(gaps, harm / 2, harm / 2, 2 * limits.min_answers)
+    shift = sequential.mean_bounds(gaps, harmless, harmless, 2 * limits.min_answers)
     verdict = "running"
     if len(gaps) >= LEAST_PAIRS:
-        outer = sequential.mean_bounds(gaps, harm / 2, harm / 2, 2 * limits.min_answers)
-        shift = sequential.mean_bounds(gaps, harmless, harmless, 2 * limits.min_answers)
         if outer.low > limit or outer.high < -limit:
             verdict, shift = "fail", outer
         elif shift.low > -limit and shift.high < limit:
             verdict = "pass"
-    distance = (
-        float(stats.ks_2samp(found.canary_scores, found.champion_scores, method="asymp").statistic) if len(gaps) else math.nan
-    )
+    distance = _distance(found.canary_scores, found.champion_scores)
     told = (
         f"mean shift {shift.value:+.4f} over {len(gaps):,} pairs, bounds {shift.low:+.4f} to {shift.high:+.4f}, limit ±{limit:g}"
     )
@@ -250,11 +247,13 @@ def scores(found: Evidence, limits: Release, harm: float, harmless: float) -> Fi
 def quality(found: Evidence, limits: Release, harm: float, harmless: float) -> Finding:
     """Mean difference of losses on matured labels of the same rows, by hours; it binds from `min_labels` labels on.
 
-    Rows of one hour share weather and delays, and a model that is worse is worse on all of them: the hours' sums are what is independent.
+    Rows of one hour share weather and delays, and a model that is worse is worse on all of them: the hours' sums are what is
+        independent.
     """
     n, limit = len(found.loss_gaps), limits.loss_margin
     lost = sequential.clustered_bounds(found.loss_gaps, found.hours, harm, harmless, USUAL_HOURS)
-    told = f"loss {lost.value:+.4f} over {n:,} labels of {lost.n:,} hours, bounds {lost.low:+.4f} to {lost.high:+.4f}, limit {limit:+g}"
+    told = f"loss {lost.value:+.4f} over {n:,} labels of {lost.n:,} hours"
+    told += f", bounds {lost.low:+.4f} to {lost.high:+.4f}, limit {limit:+g}"
     if n < limits.min_labels:
         told = f"shown only, {n:,} of {limits.min_labels:,} labels: {told}"
         return Finding("pass", _check("quality", "pass", lost, limit, n, told))
@@ -275,6 +274,15 @@ def _check(name: str, verdict: str, found: Bounds, limit: float, n: int, detail:
 def _over(above: float, below: float) -> float:
     """The quotient; inf when nothing bounds it."""
     return math.inf if above == math.inf or below <= 0 else above / below
+
+
+def _distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Kolmogorov and Smirnov's: the largest difference of the two distribution functions, 0-1; NaN without values."""
+    if not len(first):
+        return math.nan
+    both = np.concatenate([first, second])
+    below = [np.searchsorted(np.sort(side), both, "right") / len(side) for side in (first, second)]
+    return float(np.abs(below[0] - below[1]).max())
 
 
 def _share(flags: np.ndarray) -> str:
