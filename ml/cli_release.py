@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import getpass
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from ml.errors import ConfigError
 from ml.serving.manifest import Manifest
+
+if TYPE_CHECKING:
+    from ml.monitoring.experiment import Metric
 
 AsOf = Annotated[
     datetime | None,
@@ -78,6 +81,11 @@ def start(
     metric: Annotated[str, typer.Option(help="log_loss, brier, cost or decision_rate")] = "log_loss",
     reason: Reason = "",
     as_of: AsOf = None,
+    power: Annotated[float, typer.Option(help="chance to see an effect of that size if there is one")] = 0.8,
+    per_day: Annotated[
+        float | None, typer.Option(help="entities asked for a day; default: as in the newest days of the log")
+    ] = None,
+    sd: Annotated[float | None, typer.Option(help="spread of the metric over entities; default: as in the log")] = None,
     forecast_only: Annotated[bool, typer.Option("--forecast", help="say how long it would take, and start nothing")] = False,
 ) -> None:
     """Splits a share of the entities evenly between the champion and other versions, and says how long it will take.
@@ -88,12 +96,18 @@ def start(
     """
     from ml.monitoring import trials
 
-    plan = trials.Plan(name, _arms(arm), share, metric, minimum_effect)
-    if not forecast_only:
-        now = trials.start(plan, by, reason, as_of)
+    asked = cast("Metric", metric)  # `trials` refuses others
+    plan = trials.Plan(name, _arms(arm), share, asked, minimum_effect, power, per_day, sd)
+    if forecast_only:
+        needs = trials.forecast(plan)
+    else:
+        now, needs = trials.start(plan, by, reason, as_of)
         arms = ", ".join(f"{a} = version {d.version}" for a, d in sorted(now.experiment.arms.items())) if now.experiment else ""
         typer.echo(f"experiment {name}: {arms}; {share:.0%} of entities (manifest {now.version})")
-    typer.echo(trials.forecast(plan))
+    typer.echo(
+        f"{metric}: a difference of {minimum_effect:g} shows after {needs.per_arm:,} entities in each arm, about "
+        f"{needs.days:.1f} days of traffic, the labels' delay on top ({needs.per_arm_fixed:,} if one looked once, at the end)"
+    )
 
 
 @experiment_app.command("status")
@@ -106,7 +120,15 @@ def status(name: Annotated[str | None, typer.Argument(help="default: the one tha
     """
     from ml.monitoring import trials
 
-    typer.echo(trials.report(name))
+    found = trials.status(name)
+    typer.echo(f"{'ARM':<14}{'version':>8}{'entities':>10}{found.metric:>14}{'difference':>12}  {'interval':<20}  verdict")
+    for arm in found.arms:
+        mean, difference = (f"{v:.4f}" if v is not None else "–" for v in (arm.mean, arm.difference))
+        interval = f"{arm.low:+.4f} to {arm.high:+.4f}" if arm.low is not None and arm.high is not None else "–"
+        typer.echo(f"{arm.name:<14}{arm.version:>8}{arm.n:>10,}{mean:>14}{difference:>12}  {interval:<20}  {arm.verdict}")
+    for check in found.decision.checks:
+        typer.echo(f"{'ok' if check.passed else '–':<3}{check.name}: {check.detail}")
+    typer.echo(f"{found.decision.verdict}: {found.decision.reason}")
 
 
 @experiment_app.command("stop")

@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import get_args
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ml import ledger, store, tracking
-from ml.errors import ConfigError, EvergreenError, NotFoundError, NothingToDo
-from ml.monitoring import rollout
+from ml.config import load_params
+from ml.errors import ConfigError, EvergreenError, NotEnoughDataError, NotFoundError, NothingToDo
+from ml.evaluation.report import scoring_of
+from ml.monitoring import experiment, rollout
+from ml.monitoring.experiment import CONTROL, Forecast, Metric, Report
 from ml.serving import log, manifest, release
 from ml.serving.manifest import Deployed, Experiment, Manifest
+from ml.serving.router import SHADOW
 
-KIND, CONTROL = "experiment", "control"
-METRICS = ("log_loss", "brier", "cost", "decision_rate")
+KIND = "experiment"
 TRAFFIC_DAYS = 7
 """The newest days of the log (event time) that a forecast is made from."""
 
@@ -36,18 +39,55 @@ class Plan:
     """Registered version by arm; the control arm is the champion."""
     share: float
     """Of entities, in (0, 1], split evenly between the arms."""
-    metric: str
+    metric: Metric
     minimum_effect: float
     """Difference to control, in the metric's unit, below which nobody would care."""
+    power: float = 0.8
+    per_day: float | None = None
+    """Entities that are asked for a day; None: as in the newest days of the log."""
+    sd: float | None = None
+    """Standard deviation of the metric over entities; None: as in the log."""
 
 
-def start(plan: Plan, by: str, reason: str, as_of: datetime | None = None) -> Manifest:
-    """Begins an experiment; the same one again changes nothing.
+def forecast(plan: Plan) -> Forecast:
+    """How many entities and days the experiment will need, from the newest days of the log unless they are given.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        NotEnoughDataError: the log does not tell.
+    """
+    _require_sense(plan)
+    per_day, sd = plan.per_day, plan.sd
+    if per_day is None or sd is None:
+        recent = _recent()
+        per_day = per_day or len(recent) / recent["event_time"].dt.date.nunique()
+        sd = sd or experiment.spread_of(recent, rollout.labels(recent), plan.metric, scoring_of(load_params()))
+    confidence = load_params().release.confidence
+    return experiment.plan(per_day, plan.share, len(plan.arms) + 1, plan.minimum_effect, confidence, plan.power, sd=sd)
+
+
+def _recent() -> pd.DataFrame:
+    """One answer per entity, of the newest `TRAFFIC_DAYS` of the log that have wholly passed."""
+    logged = log.since_manifest(0)
+    if len(logged):
+        newest = pc.max(logged["event_time"]).as_py().replace(hour=0, minute=0, second=0, microsecond=0)
+        inside = pc.and_(
+            pc.greater_equal(logged["event_time"], newest - timedelta(days=TRAFFIC_DAYS)), pc.less(logged["event_time"], newest)
+        )
+        recent = logged.filter(pc.and_(inside, pc.not_equal(logged["cohort"], SHADOW))).to_pandas()
+        if len(recent):
+            return recent.drop_duplicates("entity_id")
+    raise NotEnoughDataError("the log holds no whole day of answers", "give the traffic and the spread: --per-day and --sd")
+
+
+def start(plan: Plan, by: str, reason: str, as_of: datetime | None = None) -> tuple[Manifest, Forecast]:
+    """Begins an experiment; the same one again changes nothing. Returns the manifest that holds it, and how long it will take.
 
     Raises:
         ConfigError: metric, share, effect or arms make no sense.
         EvergreenError: an arm comes from a backfill, was kept back by its gate, or has no bundle; a canary or another experiment
             runs; the name was used.
+        NotEnoughDataError: the log does not tell how long it will take.
         StaleWriteError: another change came in between.
     """
     _require_sense(plan)
@@ -64,16 +104,24 @@ def start(plan: Plan, by: str, reason: str, as_of: datetime | None = None) -> Ma
         )
     assert now.champion is not None  # _require_champion
     arms = {CONTROL: now.champion} | {arm: _arm(arm, version) for arm, version in plan.arms.items()}
-    if now.experiment is not None:
-        return _same(now, plan, arms)
+    if now.experiment is not None and (now.experiment.arms, now.experiment.share) != (arms, plan.share):
+        raise EvergreenError(
+            f"experiment {plan.name!r} runs with other arms or another share", "stop it, and choose another name"
+        )
+    if now.experiment is not None and _notes(plan.name):
+        return now, Forecast.model_validate(begun().evidence["forecast"])
+    needs = forecast(plan)
+    if now.experiment is not None:  # it was killed before it could note the start
+        _note_start(plan, needs, now)
+        return now, needs
     at, clock = as_of or release.data_now(), datetime.now(UTC).replace(tzinfo=None)
     trial = Experiment(name=plan.name, share=plan.share, arms=arms, started_at=clock)
     published = manifest.change(f"{KIND}-{plan.name}", at, by, reason or f"experiment {plan.name}", experiment=trial)
-    _note_start(plan, published, reason)
-    return published
+    _note_start(plan, needs, published)
+    return published, needs
 
 
-def status(name: str | None = None) -> Any:
+def status(name: str | None = None) -> Report:
     """What `ml.monitoring.experiment.status` makes of all answers since the start: of the running experiment, or of a past one.
 
     Raises:
@@ -81,11 +129,12 @@ def status(name: str | None = None) -> Any:
     """
     entry = begun(name)
     trial = Experiment.model_validate(entry.evidence["experiment"])
-    from ml.monitoring import experiment
-
-    found = answers(trial, entry.evidence["manifest"])
-    asked = entry.evidence
-    return experiment.status(found, rollout.labels(found), trial, asked["metric"], asked["minimum_effect"])
+    found, asked = answers(trial, entry.evidence["manifest"]), entry.evidence
+    known, limits = rollout.labels(found), load_params().release
+    per_arm = asked["forecast"]["per_arm"]
+    return experiment.status(
+        found, known, trial, asked["metric"], asked["minimum_effect"], limits, per_arm, scoring_of(load_params())
+    )
 
 
 def stop(by: str, reason: str, adopt: str | None = None, as_of: datetime | None = None) -> Manifest:
@@ -135,30 +184,6 @@ def answers(trial: Experiment, since: int) -> pd.DataFrame:
     return logged.filter(pc.is_in(logged["manifest"], pa.array(versions, logged["manifest"].type))).to_pandas()
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """What the log says of the newest days."""
-
-    rate_per_day: float
-    """Entities answered per day of event time."""
-    days: int
-    entries: pd.DataFrame
-    """Answers of the champion, with ``label``."""
-
-
-def traffic() -> Traffic | None:
-    """The recent traffic of the champion; None when nothing was logged."""
-    logged = log.since_manifest(0)
-    if not len(logged):
-        return None
-    newest = pc.max(logged["event_time"]).as_py()
-    recent = logged.filter(pc.greater(logged["event_time"], newest - timedelta(days=TRAFFIC_DAYS))).to_pandas()
-    recent = recent[recent["cohort"] != "shadow"].drop_duplicates("entity_id")
-    days = recent["event_time"].dt.date.nunique()
-    known = rollout.labels(recent)
-    return Traffic(len(recent) / days, days, recent.assign(label=known.reindex(recent["entity_id"]).to_numpy()))
-
-
 def _arm(arm: str, version: str) -> Deployed:
     ref = tracking.version_ref(tracking.number(version))
     if ref.backfill or ref.verdict != "promote":
@@ -172,8 +197,8 @@ def _arm(arm: str, version: str) -> Deployed:
 
 
 def _require_sense(plan: Plan) -> None:
-    if plan.metric not in METRICS:
-        raise ConfigError(f"metric {plan.metric!r} is not known", f"choose one of: {', '.join(METRICS)}")
+    if plan.metric not in get_args(Metric):
+        raise ConfigError(f"metric {plan.metric!r} is not known", f"choose one of: {', '.join(get_args(Metric))}")
     if not plan.arms or CONTROL in plan.arms:
         raise ConfigError(
             f"arms {dict(plan.arms)}: at least one is needed, and {CONTROL!r} is the champion", "--arm treatment=VERSION"
@@ -191,26 +216,17 @@ def _require_champion() -> Manifest:
     return now
 
 
-def _same(now: Manifest, plan: Plan, arms: dict[str, Deployed]) -> Manifest:
-    running = now.experiment
-    if running is None or (running.arms, running.share) != (arms, plan.share):
-        raise EvergreenError(
-            f"experiment {plan.name!r} runs with other arms or another share", "stop it, and choose another name"
-        )
-    _note_start(plan, now, now.reason)
-    return now
-
-
-def _note_start(plan: Plan, published: Manifest, reason: str) -> None:
+def _note_start(plan: Plan, needs: Forecast, published: Manifest) -> None:
     evidence = {
         "experiment": published.experiment.to_xcom() if published.experiment else None,
         "metric": plan.metric,
         "minimum_effect": plan.minimum_effect,
+        "forecast": needs.to_xcom(),
         "manifest": published.version,
         "by": published.by,
     }
     key = f"{KIND}-{plan.name}-start"
-    ledger.record(KIND, key, published.changed_at, plan.name, "started", reason or published.reason, evidence)
+    ledger.record(KIND, key, published.changed_at, plan.name, "started", published.reason, evidence)
 
 
 def _notes(name: str) -> list[ledger.Entry]:
