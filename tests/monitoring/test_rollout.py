@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,8 @@ from ml.data import rows, snapshots
 from ml.errors import EvergreenError
 from ml.monitoring import rollout
 from ml.refs import CanaryState, Check, Decision, VersionRef, Window
-from ml.serving import manifest, release
+from ml.serving import log, manifest, release, router
+from ml.serving.log import Entry, PredictionLog
 from ml.serving.manifest import Deployed, Experiment
 from tests.conftest import forget
 
@@ -201,6 +203,61 @@ def test_look__beside_another_canary_or_an_experiment__refused(champion: None) -
     manifest.change("x", AS_OF, "test", "", experiment=Experiment(name="trees", share=0.2, arms=arms, started_at=AS_OF))
     with pytest.raises(EvergreenError, match="experiment 'trees' runs"):
         look("pass", THREE)
+
+
+def ask(entities: range, shift: float, broken: bool = False) -> None:
+    """What a service logs when these are asked for under the present manifest: answers, and copies by the other model."""
+    now = manifest.current()
+    assert now is not None and now.canary is not None and now.champion is not None
+    entries = []
+    for number in entities:
+        name, chance = f"e{number}", random.Random(number)
+        cohort = router.cohort_of(now, name)
+        at, score = AS_OF + timedelta(minutes=number), chance.uniform(0.1, 0.5)
+        answers = {now.champion.version: score, now.canary.version: score + shift + chance.gauss(0, 0.02)}
+        answering = router.deployed_for(now, cohort)
+        for deployed, label in ((answering, cohort), *((shadow, "shadow") for shadow in router.shadows_of(now, cohort))):
+            assert deployed is not None
+            flags = ["fallback_champion"] if broken and cohort == label == "canary" and number % 5 == 0 else []
+            entries.append(
+                Entry(
+                    entity_id=name, event_time=at, prediction_time=at, logged_at=at, model_version=deployed.version,
+                    probability=answers[deployed.version], flags=flags, request_id=name, tick=None, features={}, cohort=label,
+                    manifest=now.version, seconds=0.002 + chance.gauss(0, 0.0002),
+                )
+            )  # fmt: skip
+    writer = PredictionLog(log.folder())
+    writer.append(entries)
+    writer.close()
+
+
+@pytest.fixture
+def two_steps(champion: None, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits(workspace, monkeypatch, steps=[0.25, 0.5], min_answers=100)
+
+
+def test_look__at_a_real_log__a_good_candidate_passes_its_steps(two_steps: None) -> None:
+    assert rollout.look(TWO, AS_OF).share == 0.25
+    ask(range(200), 0.0)
+    few = rollout.look(TWO, AS_OF)
+    assert (few.verdict, few.share) == ("running", 0.25)
+    assert few.decision is not None and not few.decision.passed
+    ask(range(200, 3_000), 0.0)
+    assert rollout.look(TWO, AS_OF).share == 0.5
+    assert rollout.look(TWO, AS_OF).verdict == "running", "answers of the step before do not count for this one"
+    ask(range(3_000, 5_000), 0.0)
+    assert rollout.look(TWO, AS_OF).verdict == "pass"
+
+
+@pytest.mark.parametrize(("shift", "broken", "check"), [(0.2, False, "scores"), (0.0, True, "errors")])
+def test_look__at_a_real_log__a_bad_candidate_is_taken_out(two_steps: None, shift: float, broken: bool, check: str) -> None:
+    rollout.look(TWO, AS_OF)
+    ask(range(3_000), shift, broken)
+    state = rollout.look(TWO, AS_OF)
+    assert (state.verdict, state.share) == ("fail", 0.0)
+    assert check in state.reason
+    now = manifest.current()
+    assert now is not None and now.canary is None
 
 
 def test_labels__of_landed_rows_that_have_matured(workspace: Path) -> None:
