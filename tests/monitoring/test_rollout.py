@@ -147,7 +147,8 @@ def test_look__killed_between_note_and_withdrawal__withdraws_on_the_next(champio
 
 def test_look__again_at_a_refused_release__leaves_a_later_one_alone(champion: None) -> None:
     look("pass")
-    look("fail")
+    manifest.change("rollback-2", AS_OF, "anna", "complaints", canary=None, canary_share=0.0)
+    assert look("pass").verdict == "fail"
     later = AS_OF + timedelta(days=1)
     assert look("pass", as_of=later).share == 0.05
     assert look("pass").verdict == "fail"

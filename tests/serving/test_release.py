@@ -129,6 +129,15 @@ def test_rollback__to_a_version_and_back(register: Register) -> None:
     assert (serving(), alias()) == (("3", "2"), "3")
 
 
+def test_rollback__what_is_rolled_back_from_is_no_fallback(register: Register) -> None:
+    versions = register(), register()
+    for day in range(4):
+        released(versions[day % 2], day)
+    assert serving() == ("2", "1")
+    release.rollback(None, "anna", "")
+    assert serving() == ("1", None), "when 1 served before, 2 was its previous"
+
+
 def test_rollback__after_a_crash_before_the_alias__is_finished(register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
     release.promote(register(), AS_OF)
     released(register(), 1)
