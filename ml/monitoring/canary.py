@@ -127,8 +127,8 @@ def evidence(
     if known.any():
         gaps = metrics.losses(task, y_true[known], of_canary[known]) - metrics.losses(task, y_true[known], of_champion[known])
     return Evidence(
-        canary_errors=_fell_back(mine),
-        baseline_errors=_fell_back(theirs),
+        canary_errors=fell_back(mine),
+        baseline_errors=fell_back(theirs),
         canary_seconds=mine.drop_duplicates("request_id")["seconds"].to_numpy(float),
         baseline_seconds=theirs.drop_duplicates("request_id")["seconds"].to_numpy(float),
         canary_scores=of_canary,
@@ -138,14 +138,15 @@ def evidence(
     )
 
 
-def _fell_back(rows: pd.DataFrame) -> np.ndarray:
+def fell_back(rows: pd.DataFrame) -> np.ndarray:
+    """Which answers are flagged ``fallback_*``, shape (n,): their model could not give them."""
     return np.array([any(flag.startswith("fallback_") for flag in flags) for flags in rows["flags"]], bool)
 
 
 def _pairs(table: pd.DataFrame, canary: str, champion: str) -> pd.DataFrame:
     """Rows that both models answered, one of them unseen; answers of a fallback are left out."""
     mine = table[table["cohort"].isin([CANARY, BASELINE, SHADOW])]
-    mine = mine[~_fell_back(mine)]
+    mine = mine[~fell_back(mine)]
     both = ["request_id", "entity_id"]
     of_canary = mine[mine["model_version"] == canary].drop_duplicates(both)
     of_champion = mine[mine["model_version"] == champion].drop_duplicates(both)[[*both, "cohort", "probability"]]
