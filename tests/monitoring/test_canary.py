@@ -123,8 +123,10 @@ def test_evidence__what_is_no_pair_is_left_out() -> None:
     twice = pd.concat([entries, entries.assign(request_id="again" + entries["request_id"], probability=0.5)])
     twice.loc[twice["request_id"].str.startswith("again"), "logged_at"] += timedelta(days=9)
     assert np.array_equal(evidence(twice, labels, "2", "1").canary_scores, found.canary_scores)
-    stranger = entries[entries["cohort"] == "shadow"].assign(request_id="other", entity_id="e" + entries["entity_id"])
-    assert len(evidence(pd.concat([entries, stranger]), labels, "2", "1").canary_scores) == len(found.canary_scores)
+    seen_by_none = entries[entries["cohort"] == "canary"].assign(cohort="shadow", flags=[[]] * 300)
+    seen_by_none["entity_id"] = "x" + seen_by_none["entity_id"]
+    copies = pd.concat([seen_by_none.assign(model_version=version) for version in "12"])
+    assert len(evidence(pd.concat([entries, copies]), labels, "2", "1").canary_scores) == len(found.canary_scores)
     arrow = evidence(pa.Table.from_pandas(entries), labels, "2", "1")
     assert all(np.array_equal(a, b) for a, b in zip(vars(arrow).values(), vars(found).values(), strict=True))
 
