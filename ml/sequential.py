@@ -46,7 +46,7 @@ def tuned(n: float, alpha: float) -> float:
         alpha for one side.
 
     >>> round(tuned(100, 0.025), 2)
-    0.3
+    0.28
     """
     level = -2 * math.log(min(2 * alpha, 0.999))
     return math.sqrt((level + math.log1p(level)) / n)

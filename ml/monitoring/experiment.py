@@ -1,7 +1,7 @@
 """A/B tests: how long one will take, and what it says so far, whenever one looks.
 
-Entities are drawn into arms by chance, and each counts once, with its first answer: the spread of a difference is then that of the
-draw, whatever weather the rows share. All intervals hold at every moment; arms share the error.
+Entities are drawn into arms by chance, and each counts once, with its first answer: the spread of a difference is then that of
+the draw, whatever weather the rows share. All intervals hold at every moment; arms share the error.
 """
 
 from __future__ import annotations
