@@ -22,7 +22,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from ml.config import load_params, settings
 from ml.errors import ConfigError, EvergreenError, NothingToDo, SnapshotError, StaleWriteError
-from ml.refs import Ref, Window
+from ml.refs import Ref, VersionRef, Window
 
 RAW_DATA = Asset("raw_data")
 RAW_DATA_UNLESS_BACKFILL = AssetAlias("raw_data_unless_backfill")
@@ -148,6 +148,27 @@ def occasion(hour: int = 0, context: Any = None) -> Occasion:
         run_after=naive_utc(run.run_after),
         hour=hour,
     )
+
+
+def asked_version() -> VersionRef:
+    """The version to release: from the asset event (whole), or by its number from the form."""
+    asked = occasion().asked.get("version")
+    if asked is None:
+        raise ConfigError("no version to release", 'fill in "Version" (conf {"version": "3"}); see the registry for its numbers')
+    if isinstance(asked, dict):
+        ref = VersionRef.model_validate(asked)
+    else:
+        from ml import tracking
+
+        ref = tracking.version_ref(str(asked))
+    if ref.backfill:
+        raise EvergreenError(f"version {ref.version} comes from a backfill", "release a version that was trained on the day")
+    return ref
+
+
+def responder(answer: Json) -> str:
+    """Who answered; empty when nobody did and the time ran out."""
+    return str((answer.get("responded_by_user") or {}).get("name") or "")
 
 
 def naive_utc(moment: str | datetime) -> datetime:

@@ -1,50 +1,49 @@
-"""`release`: proves that a candidate serves, then makes it the champion."""
+"""`release`: proves that a candidate serves, shows it to a growing share of the traffic, then makes it the champion."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import Any
 
-from airflow.sdk import Param, dag, task
+from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
+from airflow.sdk import Param, PokeReturnValue, TriggerRule, dag, task
+from airflow.sdk.exceptions import AirflowSkipException
 
-from dags.common import CANDIDATE, CHAMPION, Json, dag_args, occasion, step, time_param
-
-if TYPE_CHECKING:
-    from ml.refs import VersionRef
+from dags.common import CANDIDATE, CHAMPION, Json, asked_version, dag_args, occasion, responder, step, time_param
+from ml.config import load_params
 
 DOC = """
 ### release: from candidate to champion
 
 **What** — runs when `train` announces a candidate (asset `candidate`). `smoke` boots the packaged service and compares its answers with the
-recorded ones; `promote` moves the alias and the deployment manifest by compare-and-set (asset `champion`). The service follows the manifest.
+recorded ones. `canary` gives it growing shares of the live traffic (`release.steps`) and judges it at each; a refused one is taken out at once.
+`promote` moves the deployment manifest by compare-and-set, and the alias (asset `champion`). The service follows the manifest.
+
+**Who is asked** — with `release.approval`, `approve` before any traffic; `ask` when a canary has no verdict after `release.max_hours`. No answer
+means no. Under *Required actions*.
 
 **Who is called** — the data team, on *failed*. Until `promote` has succeeded the old champion serves. Versions marked `backfill` are refused.
+A candidate that the canary or a person refuses is no failure: `promote` is skipped, and its log says why.
 
 | task failed | it means | do |
 |---|---|---|
 | `smoke` | the package does not start, or answers otherwise than when it was built | do not promote it; read the log, train again |
+| `approve` | the question could not be put | clear the task |
+| `canary` | another canary or an experiment is in the way, or log or registry does not answer | read its log; clear the task: it goes on where it was |
+| `ask` | the question could not be put; the canary keeps its share | clear the task, or `evergreen rollback` |
 | `promote` | somebody else moved the champion meanwhile, or the registry does not answer | clear the task: it reads the state anew |
 
-**By hand** — give *version* to release a registered version again.
+**By hand** — give *version* to release a registered version again. Runbooks: docs/runbooks/deploy.md, docs/runbooks/rollback.md.
 """
+LIMITS = load_params().release
+CANARY_TIME = timedelta(hours=1 + LIMITS.max_hours * len(LIMITS.steps))
+ANSWER_TIME = timedelta(hours=LIMITS.approval_hours)
 
 
-def _version() -> VersionRef:
-    """The version to release: from the asset event (whole), or by its number from the form."""
-    from ml.errors import ConfigError, EvergreenError
-    from ml.refs import VersionRef
-
-    asked = occasion().asked.get("version")
-    if asked is None:
-        raise ConfigError("no version to release", 'fill in "Version" (conf {"version": "3"}); see the registry for its numbers')
-    if isinstance(asked, dict):
-        ref = VersionRef.model_validate(asked)
-    else:
-        from ml import tracking
-
-        ref = tracking.version_ref(str(asked))
-    if ref.backfill:
-        raise EvergreenError(f"version {ref.version} comes from a backfill", "release a version that was trained on the day")
-    return ref
+def _only_when_inconclusive(context: Any) -> None:
+    state = context["ti"].xcom_pull(task_ids="canary")
+    if state["verdict"] != "inconclusive":
+        raise AirflowSkipException(f"nobody needs to be asked: {state['verdict']}, {state['reason']}")
 
 
 @dag(
@@ -55,8 +54,11 @@ def _version() -> VersionRef:
             None, type=["null", "string", "object"], title="Version", description_md="Number of a registered version."
         ),
         "as_of": time_param(description="The moment written beside the promotion; fill it in when you release by hand."),
+        "skip_canary": Param(
+            None, type=["null", "string"], title="Skip the canary", description_md="Emergencies only: why? Noted in the ledger."
+        ),
     },
-    **dag_args("model"),
+    **dag_args("model", deadline=timedelta(hours=2) + CANARY_TIME + 2 * ANSWER_TIME),
 )
 def release() -> None:
     @task
@@ -65,23 +67,51 @@ def release() -> None:
         from ml.errors import EvergreenError
 
         with step():
-            decision = steps.smoke(_version())
+            decision = steps.smoke(asked_version())
             if not decision.passed:
                 raise EvergreenError(f"the package failed its smoke test: {decision.reason}", "read the checks in the ledger")
             return decision.to_xcom()
 
-    @task(outlets=[CHAMPION])
-    def promote(*, outlet_events: Any) -> int:
+    @task.sensor(mode="reschedule", poke_interval=5, timeout=CANARY_TIME.total_seconds())
+    def canary() -> PokeReturnValue:
         from ml import steps
 
         with step():
-            version = _version()
-            as_of = occasion().as_of
-            manifest = steps.promote(version, as_of)
+            when = occasion()
+            state = steps.canary(asked_version(), when.as_of, when.asked.get("skip_canary") or "")
+            return PokeReturnValue(state.verdict != "running", state.to_xcom())
+
+    ask = HITLOperator(
+        task_id="ask",
+        subject="The canary has no verdict: promote it?",
+        body="{{ ti.xcom_pull(task_ids='canary')['reason'] }}",
+        options=["promote", "roll back"],
+        defaults="roll back",
+        response_timeout=ANSWER_TIME,
+        pre_execute=_only_when_inconclusive,
+    )
+
+    @task(outlets=[CHAMPION], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+    def promote(*, ti: Any, outlet_events: Any) -> int:
+        from ml import steps
+
+        with step():
+            version, as_of = asked_version(), occasion().as_of
+            answer = ti.xcom_pull(task_ids="ask") or {"chosen_options": [""]}
+            manifest = steps.promote(version, as_of, answer["chosen_options"][0], responder(answer))
             outlet_events[CHAMPION].extra = {"version": version.version, "manifest": manifest, "as_of": as_of.isoformat()}
             return manifest
 
-    smoke() >> promote()
+    watched = canary()
+    if LIMITS.approval:
+        question = "Shall the candidate get traffic?"
+        yes = ApprovalOperator(task_id="approve", subject=question, defaults="Reject", response_timeout=ANSWER_TIME)
+        smoke() >> yes >> watched
+    else:
+        smoke() >> watched
+    promoted = promote()
+    watched >> ask >> promoted
+    watched >> promoted
 
 
 RELEASE = release()

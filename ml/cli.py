@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from pydantic import ValidationError
 
-from ml import cli_models, steps
+from ml import cli_models, cli_release, steps
 from ml.config import load_params, settings
 from ml.errors import EvergreenError, NothingToDo
 from ml.refs import Ref, Window
@@ -53,6 +53,7 @@ EXAMPLES = {
     "package": "evergreen package",
     "register": "evergreen register",
     "smoke": "evergreen smoke",
+    "canary": "evergreen canary --as-of 2013-04-01T04:00",
     "promote": "evergreen promote --as-of 2013-04-01T04:00",
     "materialise": "evergreen materialise --as-of 2013-04-18T09:00",
     "score": "evergreen score --start 2013-04-01 --end 2013-04-18 --as-of 2013-04-18T04:00",
@@ -87,7 +88,8 @@ def _command(name: str) -> Callable[..., None]:
             parameters += [_option("start", datetime, "first day"), _option("end", datetime, "day after the last")]
         elif not _is_ref(hints[parameter]):
             kind = datetime if hints[parameter] in (date, datetime) else hints[parameter]
-            parameters.append(_option(parameter, kind, parameter.replace("_", " ")))
+            default = inspect.signature(function).parameters[parameter].default
+            parameters.append(_option(parameter, kind, parameter.replace("_", " "), default))
 
     def run(**given: Any) -> None:
         refs = _folder(given.pop("refs"))
@@ -141,10 +143,11 @@ def _is_ref(kind: object) -> bool:
 
 
 for _name in step_names():
-    if _name != "features":
+    if _name not in ("features", "rollback"):  # these two are written by hand
         app.command(_name.replace("_", "-"))(_command(_name))
 
 app.add_typer(cli_models.app)
+app.add_typer(cli_release.app)
 
 features_app = typer.Typer(pretty_exceptions_enable=False)
 app.add_typer(features_app, name="features")

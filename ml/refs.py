@@ -217,6 +217,20 @@ class VersionRef(Ref):
     run_id: str
 
 
+class CanaryState(Ref):
+    """Where a candidate's canary stands: what is to be done now, and why."""
+
+    version: str
+    verdict: str
+    """``running`` (look again), ``pass``, ``fail`` (it was taken out), ``inconclusive`` (a person is to say)."""
+    share: float
+    """Of entities that it answers now."""
+    manifest: int
+    reason: str
+    decision: Decision | None = None
+    """The newest analysis; None when nothing was analysed."""
+
+
 class ScoreRef(Ref):
     """Batch predictions written, one partition per day."""
 

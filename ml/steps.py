@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ml.refs import (
     BundleRef,
+    CanaryState,
     Decision,
     EvaluationRef,
     FeatureSetRef,
@@ -316,30 +317,38 @@ def smoke(version: VersionRef) -> Decision:
     return proof.smoke(version)
 
 
-def promote(version: VersionRef, as_of: datetime) -> int:
-    """Makes a version the champion: registry alias, then deployment manifest by compare-and-set; returns the manifest's version.
+def canary(version: VersionRef, as_of: datetime, skip: str = "") -> CanaryState:
+    """Looks at the release's canary, and gives it its first or next share, or takes it out; call it until it does not say
+    running.
+    """
+    from ml.monitoring import rollout
+
+    return rollout.look(version, as_of, skip)
+
+
+def promote(version: VersionRef, as_of: datetime, said: str = "", by: str = "") -> int:
+    """Makes a version the champion: deployment manifest by compare-and-set, then registry alias; returns the manifest's version.
+
+    Args:
+        as_of: as for `canary`.
+        said: what a person, `by`, said of an inconclusive canary: ``promote`` or ``roll back``.
 
     Raises:
-        EvergreenError: the version was not promoted by its gate, or comes from a backfill.
+        EvergreenError: it was not promoted by its gate, comes from a backfill, or has not passed its canary.
+        NothingToDo: its canary was refused.
     """
-    from ml import ledger, tracking
-    from ml.config import load_params
-    from ml.errors import EvergreenError
-    from ml.serving import manifest
+    from ml.serving import release
 
-    if version.backfill or version.verdict != "promote":
-        raise EvergreenError(
-            f"version {version.version} has verdict {version.verdict!r}, backfill {version.backfill}",
-            "release a version that passed its gate",
-        )
-    deployed = manifest.Deployed(version=version.version, bundle=version.bundle, model=version.model)
-    reason = next((e.reason for e in ledger.entries("gate", subject=f"v{version.version}")), "released by hand")
-    published = manifest.promote(deployed, as_of, "release", reason, f"promote-{version.version}-{as_of:%Y%m%dT%H%M%S}")
-    tracking.set_alias(load_params().problem.name, "champion", version.version)
-    ledger.record(
-        "promotion", f"promotion-{published.version}", as_of, f"v{version.version}", "champion", reason, published.to_xcom()
-    )
-    return published.version
+    return release.promote(version, as_of, said, by).version
+
+
+def rollback(to: str | None, by: str, reason: str) -> int:
+    """Ends a running canary or experiment; without one the previous champion, or version `to`, serves again. Returns the
+    manifest's version.
+    """
+    from ml.serving import release
+
+    return release.rollback(to, by, reason).version
 
 
 # ---- online, score, drift

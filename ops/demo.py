@@ -6,17 +6,22 @@ Data time is 2013. Exit codes: 0 the loop was shown; 1 something failed, or noth
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import httpx
+import yaml
 
+from ml import ledger
 from ml.config import load_params, settings
 from ml.errors import EvergreenError
 from ops import demo_report, services
@@ -26,6 +31,10 @@ DAGS = {"ingest", "train", "release", "score", "drift", "online"}
 HISTORY = (date(2013, 1, 1), date(2013, 4, 1))
 QUIET_DAYS = (date(2013, 4, 1), date(2013, 4, 18))
 LIVE_DAYS = (date(2013, 4, 18), date(2013, 4, 23))
+RELEASE = {"steps": [0.25, 0.5], "min_answers": 100}
+"""The demo's canary has two steps, so that one can wait for it; the limits are those of params.yaml."""
+TRAVELLERS = 8
+"""So many ask about the same row, each with a request of their own, while a canary is judged."""
 HOUR = timedelta(hours=1)
 
 
@@ -58,8 +67,8 @@ class Story:
         with self.chapter("train the first model as of 1 April and release it") as part:
             first = datetime.combine(HISTORY[1], datetime.min.time()) + 3 * HOUR
             part.runs += self._train_and_release(
-                lambda: self.airflow.run("train", first, {"reason": "the first model"}), must_release=True
-            )
+                lambda: self.airflow.run("train", first, {"reason": "the first model"}), first, must_release=True
+            )[0]
         with self.chapter("ask it over HTTP"):
             self._hour(first + 9 * HOUR, show=2)
         with self.chapter(f"land {_span(QUIET_DAYS)} and score them") as part:
@@ -77,19 +86,22 @@ class Story:
                 now = self._hours(now, tomorrow + 2 * HOUR)
                 part.runs.append(self.airflow.run("ingest", now))
                 now = self._hours(now, tomorrow + 5 * HOUR)
-                part.runs += self._drift(now)
+                runs, now = self._drift(now)
+                part.runs += runs
 
-    def _drift(self, now: datetime) -> list[Run]:
+    def _drift(self, now: datetime) -> tuple[list[Run], datetime]:
+        """Judges drift, and trains and releases if it asks for that; returns the runs, and what time it is after them."""
         before = self.airflow.run_ids("train")
         drift = self.airflow.run("drift", now)
         decision = demo_report.latest("retrain", now)
         say(f"    drift says {decision.verdict}: {decision.reason}")
         if drift.states["request_retrain"] != "success":
-            return [drift]
+            return [drift], now
         self.requests.append(f"{now:%-d %B}: {decision.reason}")
-        return [drift, *self._train_and_release(lambda: self.airflow.follow_new("train", before))]
+        runs, now = self._train_and_release(lambda: self.airflow.follow_new("train", before), now)
+        return [drift, *runs], now
 
-    def _train_and_release(self, train: Any, must_release: bool = False) -> list[Run]:
+    def _train_and_release(self, train: Any, now: datetime, must_release: bool = False) -> tuple[list[Run], datetime]:
         before = self.airflow.run_ids("release")
         trained: Run = train()
         gate = demo_report.latest("gate")
@@ -99,10 +111,31 @@ class Story:
                 raise EvergreenError(
                     f"the first model was not promoted: {gate.reason}", "a cold start that fails its gates serves nothing"
                 )
-            return [trained]
-        released = self.airflow.follow_new("release", before)
-        self._wait_until_served(gate.subject.removeprefix("v"))
-        return [trained, released]
+            return [trained], now
+        if must_release:  # nobody can ask yet
+            released = self.airflow.follow_new("release", before)
+        else:
+            released, now = self._release_among_travellers(before, now)
+        if released.states["promote"] == "success":
+            self._wait_until_served(gate.subject.removeprefix("v"))
+        return [trained, released], now
+
+    def _release_among_travellers(self, before: set[str], now: datetime) -> tuple[Run, datetime]:
+        """Follows the release. Life goes on meanwhile, hour by hour until 02:00, when the next day is due to be landed; a canary
+        is judged by the answers that it gives.
+        """
+        told, asked = len(ledger.entries("canary")), 0
+        due = datetime.combine(now.date() + timedelta(days=1), datetime.min.time()) + 2 * HOUR
+        with ThreadPoolExecutor(1) as pool:
+            following = pool.submit(self.airflow.follow_new, "release", before)
+            while not following.done():
+                asked += len(self._hour(min(now, due - HOUR), each_by=TRAVELLERS))
+                now = min(now + HOUR, due)
+                told = _tell_canary(told)
+                time.sleep(0.05)  # at night nobody asks
+        _tell_canary(told)
+        say(f"    meanwhile {asked:,} predictions over HTTP, until {now:%-d %b %H:%M}")
+        return following.result(), now
 
     def _wait_until_served(self, version: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
@@ -129,8 +162,10 @@ class Story:
                 began, asked, flagged = now, 0, 0
         return now
 
-    def _hour(self, now: datetime, show: int = 0) -> list[dict[str, Any]]:
-        """Brings the online features up to `now`, and sends the rows whose prediction time lies in the hour that begins."""
+    def _hour(self, now: datetime, show: int = 0, each_by: int = 0) -> list[dict[str, Any]]:
+        """Brings the online features up to `now`, and sends the rows whose prediction time lies in the hour that begins: in
+        batches, or each row `each_by` times by itself.
+        """
         from ml import steps
 
         rows = requests_of(now, now + HOUR)
@@ -138,8 +173,9 @@ class Story:
             steps.materialise(now)
         answers: list[dict[str, Any]] = []
         size = load_params().serving.max_batch
-        for start in range(0, len(rows), size):
-            answers += _ask("POST", "/predict", rows[start : start + size]).json()
+        batches = [[row] for row in rows] * each_by or [rows[start : start + size] for start in range(0, len(rows), size)]
+        for batch in batches:
+            answers += _ask("POST", "/predict", batch).json()
         for row, answer in list(zip(rows, answers, strict=True))[:show]:
             say(f"    POST /predict {json.dumps(row)[:100]}…\n      → {json.dumps(answer)}")
         self.answers += len(answers)
@@ -164,6 +200,25 @@ def requests_of(start: datetime, end: datetime) -> list[dict[str, Any]]:
     live = rows.live_rows(params.problem.table, start + lead, end + lead, start)
     names = [column for column in spec.columns if column not in spec.outcomes]
     return [{name: _plain(value) for name, value in row.items()} for row in live.select(names).to_pylist()]
+
+
+def _tell_canary(told: int) -> int:
+    """Shows what the ledger has of canaries beyond the first `told` entries; returns how many there are now."""
+    entries = ledger.entries("canary")
+    for line in demo_report.canary_lines(entries[told:]):
+        say(f"    {line}")
+    return len(entries)
+
+
+def own_parameters() -> None:
+    """Has this process, and the services that it starts, use params.yaml with the canary of `RELEASE`."""
+    params = yaml.safe_load(settings().params.read_text())
+    params["release"] |= RELEASE
+    path = settings().var / "params.yaml"
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    os.environ["EVERGREEN_PARAMS"] = str(path)
+    settings.cache_clear()
+    load_params.cache_clear()
 
 
 def start_clean() -> None:
@@ -195,9 +250,14 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _ask(method: str, path: str, body: Any = None) -> httpx.Response:
+@cache
+def _client() -> httpx.Client:
     where = settings()
-    answer = httpx.request(method, f"http://{where.host}:{where.serving_port}{path}", json=body, timeout=30)
+    return httpx.Client(base_url=f"http://{where.host}:{where.serving_port}", timeout=30)
+
+
+def _ask(method: str, path: str, body: Any = None) -> httpx.Response:
+    answer = _client().request(method, path, json=body)
     if answer.is_error:
         raise EvergreenError(f"{method} {path} answered {answer.status_code}: {answer.text[:500]}", "read the serving log")
     return answer
@@ -226,6 +286,7 @@ def main() -> int:
     story = Story()
     try:
         start_clean()
+        own_parameters()
         story.tell()
     except EvergreenError as error:
         print(f"\nerror: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from ml import ledger
+from ml.config import load_params
 from ml.errors import NotFoundError
 from ops import services
 
@@ -26,7 +27,22 @@ def latest(kind: str, until: datetime | None = None) -> ledger.Entry:
 
 def screen(story: Story) -> str:
     """All that a person wants to know at the end."""
-    return "\n".join(["", *_models(), "", *_requests(story), "", *_serving(story), "", *_times(story), "", services.summary()])
+    return "\n".join(
+        [
+            "",
+            *_models(),
+            "",
+            *_requests(story),
+            "",
+            *_canaries(),
+            "",
+            *_serving(story),
+            "",
+            *_times(story),
+            "",
+            services.summary(),
+        ]
+    )
 
 
 def _models() -> list[str]:
@@ -46,6 +62,16 @@ def _models() -> list[str]:
 
 def _requests(story: Story) -> list[str]:
     return ["Retrains asked for by drift", *(f"  {request}" for request in story.requests)]
+
+
+def canary_lines(entries: list[ledger.Entry]) -> list[str]:
+    """One line per verdict on a canary, as the ledger has it."""
+    return [f"canary {e.subject} at {e.evidence['share']:.0%}: {e.verdict}: {e.reason}" for e in entries]
+
+
+def _canaries() -> list[str]:
+    steps = ", ".join(f"{share:.0%}" for share in load_params().release.steps)
+    return [f"Canaries (steps {steps})", *(f"  {line}" for line in canary_lines(ledger.entries("canary")))]
 
 
 def _serving(story: Story) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ml import config, ledger
+from ml import config, ledger, store, tracking
+from ml.packaging.bundle import Bundle
+from ml.refs import VersionRef
 from tests.redis_server import RedisServer, running
+from tests.sample_bundle import sample_bundle
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +31,39 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parsed_sources: P
     forget()
     yield tmp_path
     forget()
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: migrating one takes seconds."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("EVERGREEN_VAR", str(tmp_path_factory.mktemp("mlflow")))
+        forget()
+        tracking.init_store()
+        database = config.settings().var / "mlflow.db"
+    forget()
+    return database
+
+
+@pytest.fixture
+def register(empty_registry: Path, workspace: Path) -> Callable[..., VersionRef]:
+    """Registers the next version in a real registry, with a real bundle in the store; tags can be changed."""
+    shutil.copy(empty_registry, config.settings().var / "mlflow.db")
+
+    def registered(**changes: str) -> VersionRef:
+        name = config.load_params().problem.name
+        number = len(tracking.versions(name))
+        bundle = sample_bundle(0.1 * number)
+        digest = store.put(bundle)
+        tags = {"bundle": digest, "model": Bundle.from_bytes(bundle).card.model_digest, "verdict": "promote", "backfill": "false"}
+        empty = {"params": {}, "metrics": {}, "artifacts": {}, "plots": {}, "description": ""}
+        graph = {"onnx": b"", "numeric": ["distance"], "text": []}
+        _, version = tracking.log_and_register(
+            f"key-{number}", name, title=f"model {number}", tags=tags | changes, dataset=("raw", "0" * 32), **empty, **graph
+        )
+        return tracking.version_ref(version)
+
+    return registered
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ml.config import settings
 from ml.packaging.bundle import Bundle
 from ml.packaging.parity import predict, session
-from ml.serving.log import SCHEMA
+from ml.serving.segments import SCHEMA, completed
 
 
 def folder() -> Path:
@@ -48,6 +48,9 @@ def score_features(bundle: Bundle, features: pa.Table, version: str, as_of: date
         "request_id": pa.array([f"score-{version}-{entity}" for entity in features["entity_id"].to_pylist()]),
         "tick": features["tick"],
         "features": pa.array([json.dumps(values) for values in served]),
+        "cohort": pa.array(["batch"] * n, pa.string()),
+        "manifest": pa.array([0] * n, pa.int64()),
+        "seconds": pa.array([0.0] * n, pa.float64()),
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -72,7 +75,7 @@ def read_batch(start: datetime, end: datetime) -> pd.DataFrame:
     """Batch answers to rows whose event time is in [start, end)."""
     days = [p for p in sorted(folder().glob("*.parquet")) if start.date().isoformat() <= p.stem <= end.date().isoformat()]
     parts = [pq.read_table(path, schema=SCHEMA) for path in days]
-    answers = (pa.concat_tables(parts) if parts else SCHEMA.empty_table()).to_pandas()
+    answers = completed(pa.concat_tables(parts) if parts else SCHEMA.empty_table()).to_pandas()
     return answers[(answers["event_time"] >= start) & (answers["event_time"] < end)]
 
 

@@ -157,18 +157,17 @@ def _registry(name: str, number: str, tags: dict[str, str]) -> dict[str, Any]:
 
 def _releases(number: str) -> list[dict[str, Any]]:
     """Changes of the deployment manifest to this version; `recorded_at` (the wall clock) where the ledger has the promotion."""
-    noted = {entry.key: entry.recorded_at for entry in ledger.entries("promotion", subject=f"v{number}")}
-    return [
-        {
-            "manifest": document.version,
-            "as_of": document.changed_at,
-            "recorded_at": noted.get(f"promotion-{document.version}"),
-            "by": document.by,
-            "reason": document.reason,
-        }
-        for document in manifest.history()
-        if document.champion is not None and document.champion.version == number
-    ]
+    entries = [e for kind in ("promotion", "rollback") for e in ledger.entries(kind, subject=f"v{number}")]
+    noted = {int(entry.key.rsplit("-", 1)[1]): entry.recorded_at for entry in entries}
+    found: list[dict[str, Any]] = []
+    before = None
+    for document in manifest.history():
+        champion = document.champion.version if document.champion else None
+        if champion == number != before:  # other changes, of a canary for instance, keep the champion
+            told = {"manifest": document.version, "as_of": document.changed_at, "by": document.by, "reason": document.reason}
+            found.append(told | {"recorded_at": noted.get(document.version)})
+        before = champion
+    return found
 
 
 def _quality(number: str) -> list[dict[str, Any]]:

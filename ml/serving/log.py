@@ -1,45 +1,44 @@
 """The prediction log: every answer, off the request path.
 
-A bounded queue and one writer thread append JSON lines to segment files in ``<var>/predictions/online``. A graceful stop writes
-all that is queued; ``kill -9`` loses at most the queue and the last second. What does not fit is dropped and counted: a full
-disk must not slow an answer.
+A bounded queue and one writer thread append JSON lines to segment files in ``<var>/predictions/online``; closed segments become
+Parquet (`ml.serving.segments`). A graceful stop writes all that is queued; ``kill -9`` loses at most the queue and the last
+second. What the disk refuses waits in the queue; what does not fit there is dropped and counted: a full disk must not slow an
+answer.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import queue
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ml.config import settings
 from ml.features.definitions import Value
+from ml.serving import segments
+from ml.serving.segments import SCHEMA
+
+__all__ = ["SCHEMA", "SHADOW", "Entry", "PredictionLog", "answers_by", "folder", "read_online", "since_manifest"]
 
 FLUSH_SECONDS = 1.0
 SEGMENT_BYTES = 64 << 20
-SCHEMA = pa.schema(
-    [
-        ("entity_id", pa.string()),
-        ("event_time", pa.timestamp("us")),
-        ("prediction_time", pa.timestamp("us")),
-        ("logged_at", pa.timestamp("us")),
-        ("model_version", pa.string()),
-        ("probability", pa.float64()),
-        ("flags", pa.list_(pa.string())),
-        ("request_id", pa.string()),
-        ("tick", pa.timestamp("us")),
-        ("features", pa.string()),
-    ]
-)
-"""Columns of `read_online`; `features` holds the values as served, as a JSON object (which there are differs by model)."""
+SEGMENT_SECONDS = 300.0
+SHADOW = "shadow"
+"""Cohort of answers that nobody was given: readers leave them out unless they ask."""
+CHUNK = 64
+"""Entries written at once: after that many, some 0.3 ms, the writer lets the answering threads in."""
+
+_JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +57,11 @@ class Entry:
     request_id: str
     tick: datetime | None
     features: dict[str, Value]
+    cohort: str = "champion"
+    manifest: int = 0
+    """Version of the manifest under which it was answered."""
+    seconds: float = 0.0
+    """Server time of its request, from body read to answer."""
 
 
 def folder() -> Path:
@@ -66,13 +70,13 @@ def folder() -> Path:
 
 
 class PredictionLog:
-    """Appends entries to segment files of this process.
+    """Appends entries to segment files of this process, and turns closed ones into Parquet, killed processes' too.
 
     Args:
         target: folder of the segments; created when missing.
         capacity: entries that may wait; more are dropped.
         on_written: called with the number of entries after each write.
-        on_dropped: called with the number of entries that were lost: the queue was full, or the disk refused them.
+        on_dropped: called with the number of entries that were lost: the queue was full, or they cannot be written.
     """
 
     def __init__(
@@ -82,112 +86,156 @@ class PredictionLog:
         on_written: Callable[[int], object] = lambda n: None,
         on_dropped: Callable[[int], object] = lambda n: None,
     ) -> None:
-        self._target, self._on_written, self._on_dropped = target, on_written, on_dropped
-        self._queue: queue.Queue[Entry] = queue.Queue(capacity)
+        self._target, self._capacity = target, capacity
+        self._on_written, self._on_dropped = on_written, on_dropped
+        self._waiting: deque[Entry] = deque()  # its ends are atomic: no lock on the request path
         self._closing = threading.Event()
         self._segment: IO[bytes] | None = None
+        self._path, self._size, self._began = Path(), 0, 0.0
+        self._problem = ""
+        self._rotation = threading.Thread(target=self._rotate)
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
-    def append(self, entries: list[Entry]) -> None:
+    def append(self, entries: Sequence[Entry]) -> None:
         """Queues entries; never waits."""
-        for position, entry in enumerate(entries):
-            try:
-                self._queue.put_nowait(entry)
-            except queue.Full:
-                self._on_dropped(len(entries) - position)
-                return
+        room = 0 if self._closing.is_set() else max(self._capacity - len(self._waiting), 0)
+        if room < len(entries):
+            self._on_dropped(len(entries) - room)
+            entries = entries[:room]
+        self._waiting.extend(entries)
 
     def close(self) -> None:
-        """Writes all that is queued, syncs it to the disk and stops the writer."""
+        """Writes all that is queued, syncs it to the disk, rotates it and stops the writer."""
         self._closing.set()
         self._thread.join()
 
     def _run(self) -> None:
+        self._rotate_aside()
         while not self._closing.wait(FLUSH_SECONDS):
-            self._write_queued()
-        self._write_queued()
+            self._write_waiting()
+            if self._segment is not None and time.monotonic() - self._began > SEGMENT_SECONDS:
+                self._end_segment()
+        self._write_waiting()
+        if lost := len(self._waiting):
+            self._on_dropped(lost)
         self._end_segment()
+        self._rotation.join()
+        self._rotate()  # what was closed while that ran
 
-    def _write_queued(self) -> None:
-        entries = [self._queue.get_nowait() for _ in range(self._queue.qsize())]  # this thread alone takes
-        if not entries:
-            return
-        try:
-            segment = self._open_segment()
-            segment.write(b"".join(_line(entry) for entry in entries))
-            segment.flush()
-        except (OSError, ValueError, TypeError):
-            logger.exception("prediction log: %d entries lost", len(entries))
-            self._on_dropped(len(entries))
-            self._segment = None  # what is half written there is a torn line; go on in a new file
-            return
-        self._on_written(len(entries))
-        if segment.tell() > SEGMENT_BYTES:
-            self._end_segment()
+    def _write_waiting(self) -> None:
+        """Writes what waits, chunk by chunk; what the disk refuses goes back, and is tried again at the next flush."""
+        while self._waiting:
+            chunk = [self._waiting.popleft() for _ in range(min(CHUNK, len(self._waiting)))]  # this thread alone takes
+            lines = _lines(chunk)
+            try:
+                self._write(b"".join(lines))
+            except OSError as error:
+                self._waiting.extendleft(reversed(chunk))
+                self._report(f"{type(error).__name__}: {error}")
+                return
+            self._report("")
+            self._on_written(len(lines))
+            if len(lines) < len(chunk):
+                self._on_dropped(len(chunk) - len(lines))
+            if self._size > SEGMENT_BYTES:
+                self._end_segment()
 
-    def _open_segment(self) -> IO[bytes]:
+    def _write(self, lines: bytes) -> None:
         if self._segment is None:
-            self._target.mkdir(parents=True, exist_ok=True)
-            started = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-            self._segment = (self._target / f"{started}-{os.uname().nodename}-{os.getpid()}.jsonl").open("ab")
-        return self._segment
+            self._segment, self._path = segments.begin(self._target)
+            self._size, self._began = 0, time.monotonic()
+        rest = memoryview(lines)
+        try:
+            while rest:  # a disk that is almost full takes a part
+                rest = rest[os.write(self._segment.fileno(), rest) :]
+        except OSError:
+            os.ftruncate(self._segment.fileno(), self._size)
+            if not self._size:
+                self._path.unlink(missing_ok=True)
+            self._end_segment()
+            raise
+        self._size += len(lines)
 
     def _end_segment(self) -> None:
         if self._segment is None:
             return
         try:
-            self._segment.flush()
             os.fsync(self._segment.fileno())
-            self._segment.close()
         except OSError:
-            logger.exception("prediction log: closing %s failed", self._segment.name)
+            logger.exception("prediction log: %s may not be on the disk", self._path.name)
+        self._segment.close()  # and lets the lock go
         self._segment = None
+        self._rotate_aside()
+
+    def _rotate_aside(self) -> None:
+        """Rotates on a thread of its own, so that the queue is written meanwhile; Arrow does so without the interpreter."""
+        if not self._rotation.is_alive():
+            self._rotation = threading.Thread(target=self._rotate, name="prediction-log-rotation", daemon=True)
+            self._rotation.start()
+
+    def _rotate(self) -> None:
+        segments.rotate(self._target)
+
+    def _report(self, problem: str) -> None:
+        if problem and not self._problem:
+            logger.error("prediction log: entries wait in memory, %s", problem)
+        if self._problem and not problem:
+            logger.info("prediction log: writes again")
+        self._problem = problem
 
 
-def read_online(start: datetime, end: datetime, source: Path | None = None) -> pa.Table:
+def read_online(start: datetime, end: datetime, source: Path | None = None, shadows: bool = False) -> pa.Table:
     """Logged answers to rows whose event time is in [start, end), of all processes, in the order (event_time, logged_at).
 
     A row that was asked for twice is in it twice. A torn line (the writer was killed while writing) is left out.
 
+    Args:
+        shadows: True adds the copies that shadow models answered (cohort "shadow").
+
     Returns:
         Columns of `SCHEMA`; no rows when nothing was logged.
     """
-    segments = sorted((source or folder()).glob("*.jsonl"))
-    chosen = [entry for path in segments for entry in _entries(path, start, end)]
-    return pa.Table.from_pylist(chosen, SCHEMA).sort_by([("event_time", "ascending"), ("logged_at", "ascending")])
+    time_of = pc.field("event_time")
+    inside = (time_of >= pa.scalar(start, pa.timestamp("us"))) & (time_of < pa.scalar(end, pa.timestamp("us")))
+    found = segments.read(source or folder(), inside if shadows else inside & (pc.field("cohort") != SHADOW))
+    return found.sort_by([("event_time", "ascending"), ("logged_at", "ascending")])
+
+
+def since_manifest(version: int, source: Path | None = None) -> pa.Table:
+    """All that was answered under a version of the manifest or a later one, shadow copies too, in the order it was logged.
+
+    Returns:
+        Columns of `SCHEMA`; no rows when there are none.
+    """
+    return segments.read(source or folder(), pc.field("manifest") >= version).sort_by("logged_at")
 
 
 def answers_by(version: str, source: Path | None = None) -> dict[str, Any]:
-    """How many answers a model version gave, and to rows of which time.
+    """How many answers a model version gave (shadow copies are none), and to rows of which time.
 
     Returns:
         count, flagged (of them, the degraded ones), first and last event time (None when there are none).
     """
-    count, flagged, first, last = 0, 0, datetime.max, datetime.min
-    for path in sorted((source or folder()).glob("*.jsonl")):
-        for entry in _entries(path, datetime.min, datetime.max):
-            if entry["model_version"] == version:
-                count, flagged = count + 1, flagged + bool(entry["flags"])
-                first, last = min(first, entry["event_time"]), max(last, entry["event_time"])
-    return {"count": count, "flagged": flagged, "first": first if count else None, "last": last if count else None}
+    its_own = (pc.field("model_version") == version) & (pc.field("cohort") != SHADOW)
+    found = segments.read(source or folder(), its_own, ["event_time", "flags"])
+    span = pc.min_max(found["event_time"]).as_py()
+    flagged = pc.sum(pc.greater(pc.list_value_length(found["flags"]), 0)).as_py()
+    return {"count": len(found), "flagged": flagged or 0, "first": span["min"], "last": span["max"]}
 
 
-def _entries(path: Path, start: datetime, end: datetime) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as lines:
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                logger.warning("prediction log: torn line in %s left out", path.name)
-                continue
-            if not start <= datetime.fromisoformat(entry["event_time"]) < end:
-                continue
-            for name in ("event_time", "prediction_time", "logged_at", "tick"):
-                entry[name] = None if entry[name] is None else datetime.fromisoformat(entry[name])
-            entry["features"] = json.dumps(entry["features"])
-            yield entry
+def _lines(entries: list[Entry]) -> list[bytes]:
+    """A line for each entry; one that is no JSON is left out, with an error."""
+    try:
+        return [_line(entry) for entry in entries]
+    except TypeError as error:
+        if len(entries) > 1:
+            return [line for entry in entries for line in _lines([entry])]
+        logger.error("prediction log: answer to %s in request %s lost: %s", entries[0].entity_id, entries[0].request_id, error)
+        return []
 
 
 def _line(entry: Entry) -> bytes:
-    return json.dumps(asdict(entry), default=datetime.isoformat, separators=(",", ":")).encode() + b"\n"
+    """One line of JSON; `features` is a string in it, so that a segment is a table of fixed columns to Arrow."""
+    features = orjson.dumps(entry.features, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    return orjson.dumps(vars(entry) | {"features": features}, option=_JSON)

@@ -7,21 +7,31 @@ import json
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from airflow.sdk.exceptions import AirflowSkipException
 from typer.main import get_command
 
 from ml.cli import app, step_names
 from ml.config import ROOT, load_params
+from ml.serving import release
+from tests.conftest import forget
 
 NAMES = ("ingest", "train", "release", "drift", "score", "online")
 ANNOUNCE = {"announce", "request_retrain"}
 """The tasks that are no steps: they emit an asset event, which only Airflow can."""
+PEOPLE = {"ask"}
+"""The tasks that are questions to a person."""
+BUTTONS = {"rollback"}
+"""The steps that are for people, and no part of a pipeline."""
 HEAVY = ("pandas", "numpy", "xgboost", "sklearn", "mlflow", "great_expectations", "duckdb", "optuna", "dvc", "bentoml", "onnx")
 
 
@@ -62,11 +72,11 @@ print(json.dumps({{"seconds": time.process_time() - began, "heavy": [m for m in 
 
 
 def test_tasks__are_steps(dags: dict[str, Any]) -> None:
-    assert _tasks(dags) - set(step_names()) == ANNOUNCE
+    assert _tasks(dags) - set(step_names()) == ANNOUNCE | PEOPLE
 
 
 def test_steps__are_all_used_by_a_dag(dags: dict[str, Any]) -> None:
-    assert set(step_names()) - _tasks(dags) == set()
+    assert set(step_names()) - _tasks(dags) == BUTTONS
 
 
 def test_steps__all_have_a_command() -> None:
@@ -114,7 +124,7 @@ def test_schedule__is_bounded_by_the_parameters(name: str, dags: dict[str, Any])
         ("ingest", ["land", "validate", "snapshot"]),
         ("train", ["plan", "pull", "features", "tune", "fit", "evaluate", "refit", "package", "register", "announce"]),
         ("train", ["pull", "validate_training", "fit", "evaluate"]),
-        ("release", ["smoke", "promote"]),
+        ("release", ["smoke", "canary", "ask", "promote"]),
         ("drift", ["monitor", "decide", "request_retrain"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
@@ -131,3 +141,54 @@ def test_data_docs__are_built_when_validation_failed(dags: dict[str, Any]) -> No
 def test_nothing_but_the_announcing_tasks_emits(dags: dict[str, Any]) -> None:
     emitting = {task.task_id for dag in dags.values() for task in dag.tasks if task.outlets}
     assert emitting == {"snapshot", "promote", *ANNOUNCE}
+
+
+@pytest.fixture
+def approving(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """DAG release where a person must say yes first."""
+    text = (ROOT / "params.yaml").read_text()
+    assert "approval: false" in text
+    (workspace / "params.yaml").write_text(text.replace("approval: false", "approval: true"))
+    with monkeypatch.context() as patched:
+        patched.setenv("EVERGREEN_PARAMS", str(workspace / "params.yaml"))
+        forget()
+        yield importlib.reload(importlib.import_module("dags.release")).RELEASE
+    forget()
+    importlib.reload(importlib.import_module("dags.release"))
+
+
+def test_release__asks_before_any_traffic_where_parameters_say_so(approving: Any, dags: dict[str, Any]) -> None:
+    assert set(approving.task_dict) - set(dags["release"].task_dict) == {"approve"}
+    approve = approving.get_task("approve")
+    assert approve.downstream_task_ids == {"canary"}, "a reject skips what is directly below, and nothing else"
+    assert approving.get_task("canary").upstream_task_ids == {"approve"}
+    assert (approve.defaults, approve.response_timeout) == (["Reject"], timedelta(hours=load_params().release.approval_hours))
+
+
+def test_release__silence_means_no(dags: dict[str, Any]) -> None:
+    ask = dags["release"].get_task("ask")
+    assert ask.defaults == [release.NO]
+    assert set(ask.options) == {release.YES, release.NO}
+    assert ask.response_timeout == timedelta(hours=load_params().release.approval_hours)
+
+
+@pytest.mark.parametrize(("verdict", "asked"), [("pass", False), ("fail", False), ("inconclusive", True)])
+def test_release__asks_only_when_the_canary_is_inconclusive(verdict: str, asked: bool, dags: dict[str, Any]) -> None:
+    state = {"verdict": verdict, "reason": "few answers"}
+    context = {"ti": SimpleNamespace(xcom_pull=lambda task_ids: state if task_ids == "canary" else None)}
+    with nullcontext() if asked else pytest.raises(AirflowSkipException, match="few answers"):
+        dags["release"].get_task("ask")._pre_execute_hook(context)
+
+
+def test_release__promotes_after_a_canary_and_not_after_a_rejected_one(dags: dict[str, Any]) -> None:
+    promote = dags["release"].get_task("promote")
+    assert promote.upstream_task_ids == {"canary", "ask"}
+    assert promote.trigger_rule == "none_failed_min_one_success", "ask is usually skipped; if canary is too, nothing is promoted"
+
+
+def test_release__has_time_for_every_step_of_the_canary_and_for_people(dags: dict[str, Any]) -> None:
+    limits, dag = load_params().release, dags["release"]
+    watching = timedelta(hours=limits.max_hours * len(limits.steps))
+    assert dag.get_task("canary").mode == "reschedule"
+    assert timedelta(seconds=dag.get_task("canary").timeout) > watching
+    assert dag.dagrun_timeout > watching + 2 * timedelta(hours=limits.approval_hours)

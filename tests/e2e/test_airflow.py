@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -105,6 +106,34 @@ def test_release__of_a_backfilled_version_is_refused(airflow: Airflow) -> None:
         airflow.run("release", conf={"version": version, "as_of": "2013-01-21T03:00:00"})
 
 
+def test_release__canary_without_traffic__a_person_decides_and_silence_means_no(airflow: Airflow, place: Place) -> None:
+    first, second = (_releasable(place, number) for number in ("1", "2"))
+    run = airflow.run("release", conf={"version": first, "as_of": "2013-01-21T04:00:00"})
+    assert run.states == {"smoke": "success", "canary": "success", "ask": "skipped", "promote": "success"}, (
+        "no champion: no canary"
+    )
+    assert _serving(place) == "1 None 0.0"
+
+    silent = airflow.run("release", conf={"version": second, "as_of": "2013-01-21T05:00:00"})
+    assert silent.states == {"smoke": "success", "canary": "success", "ask": "success", "promote": "skipped"}
+    assert _serving(place) == "1 None 0.0"
+
+    run_id = airflow.trigger("release", conf={"version": second, "as_of": "2013-01-21T06:00:00"})
+    _answer(airflow, "release", run_id, "ask", "promote")
+    assert airflow.follow("release", run_id).states["promote"] == "success"
+    assert _serving(place) == "2 None 0.0"
+
+    conf = {"version": first, "as_of": "2013-01-21T07:00:00", "skip_canary": "the second is broken"}
+    assert airflow.run("release", conf=conf).states["ask"] == "skipped"
+    assert _serving(place) == "1 None 0.0"
+    noted = place.python("from ml import ledger; print([(e.subject, e.verdict) for e in ledger.entries('canary')])")
+    assert noted == str([
+        ("v2", "running"), ("v2", "inconclusive"), ("v2", "refused"),
+        ("v2", "running"), ("v2", "inconclusive"), ("v2", "approved"),
+        ("v1", "skipped"),
+    ])  # fmt: skip
+
+
 def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, place: Place) -> None:
     again = place.services("up", "airflow")
     assert (again.returncode, "runs already" in again.stdout) == (0, True)
@@ -140,6 +169,31 @@ def _kill_when_running(airflow: Airflow, dag: str, run_id: str, task: str, secon
             return int(instance["pid"])
         time.sleep(0.02)
     raise AssertionError(f"{task} did not run within {seconds} s")
+
+
+def _releasable(place: Place, version: str) -> dict[str, Any]:
+    """A registered version, as if its gate had promoted it: so small a model may not pass."""
+    found = place.python(f"from ml import tracking; print(tracking.version_ref({version!r}).model_dump_json())")
+    return {**json.loads(found), "verdict": "promote", "backfill": False}
+
+
+def _serving(place: Place) -> str:
+    """Champion, canary and its share."""
+    return place.python(
+        "from ml.serving import manifest; now = manifest.current(); print(now.champion.version, now.canary, now.canary_share)"
+    )
+
+
+def _answer(airflow: Airflow, dag: str, run_id: str, task: str, option: str, seconds: float = 120) -> None:
+    """Answers a question as a person does, as soon as it is put."""
+    deadline = time.monotonic() + seconds
+    body = {"chosen_options": [option], "params_input": {}}
+    while time.monotonic() < deadline:
+        answer = airflow.http.patch(f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/-1/hitlDetails", json=body)
+        if answer.is_success:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"{task} did not ask within {seconds} s: {answer.text}")
 
 
 def _versions(place: Place) -> str:

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import threading
+import logging
+import os
+import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from ml.serving import log
-from ml.serving.log import Entry, PredictionLog, read_online
+from ml.batch import score
+from ml.serving import log, segments
+from ml.serving.log import Entry, PredictionLog, answers_by, read_online, since_manifest
 
 START = datetime(2013, 4, 18)
+END = START + timedelta(days=1)
+WRITER = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from ml.serving import log
+from tests.serving.test_log import entry
+log.FLUSH_SECONDS = 0.02
+"""
+"""How a process begins that writes a log; the folder is its argument."""
 
 
 def entry(minute: int = 0) -> Entry:
@@ -57,12 +75,9 @@ def test_read_online__window__is_half_open(tmp_path: Path) -> None:
 
 
 def test_read_online__torn_last_line__the_rest_is_read(tmp_path: Path) -> None:
-    made = PredictionLog(tmp_path)
-    made.append([entry(0), entry(1)])
-    made.close()
-    (segment,) = tmp_path.glob("*.jsonl")
-    segment.write_bytes(segment.read_bytes()[:-20])
-    assert read_online(START, START + timedelta(days=1), tmp_path)["entity_id"].to_pylist() == ["row-0"]
+    path = abandoned(tmp_path, [entry(0), entry(1)])
+    path.write_bytes(path.read_bytes()[:-20])
+    assert names(tmp_path) == ["row-0"]
 
 
 def test_read_online__no_folder__no_rows(tmp_path: Path) -> None:
@@ -80,28 +95,295 @@ def test_append__queue_full__rest_is_dropped_and_counted_without_waiting(tmp_pat
     assert len(read_online(START, START + timedelta(days=1), tmp_path)) == 3
 
 
-def test_append__disk_refuses__lost_rows_are_counted_and_the_writer_lives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_append__disk_refuses__entries_wait_and_are_written_when_it_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(log, "FLUSH_SECONDS", 0.05)
-    target, dropped, lost = tmp_path / "online", [], threading.Event()
+    monkeypatch.setattr(log, "FLUSH_SECONDS", 0.02)
+    target, dropped = tmp_path / "online", []
     target.write_text("a file where the folder should be")
-    made = PredictionLog(target, on_dropped=lambda n: (dropped.append(n), lost.set()))
+    made = PredictionLog(target, capacity=2, on_dropped=dropped.append)
     made.append([entry(0)])
-    assert lost.wait(5) and dropped == [1]
+    eventually(lambda: "entries wait in memory" in caplog.text)
+    made.append([entry(1), entry(2), entry(3)])
     target.unlink()
-    made.append([entry(1)])
     made.close()
-    assert read_online(START, START + timedelta(days=1), target)["entity_id"].to_pylist() == ["row-1"]
+    assert names(target) == ["row-0", "row-1"]
+    assert dropped == [2]
 
 
-def test_log__big_segment__is_ended_and_another_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_append__disk_refuses_until_the_end__all_are_counted(tmp_path: Path) -> None:
+    target, dropped = tmp_path / "online", []
+    target.write_text("a file where the folder should be")
+    made = PredictionLog(target, on_dropped=dropped.append)
+    made.append([entry(0), entry(1)])
+    made.close()
+    assert dropped == [2]
+
+
+def test_append__after_close__counted_as_lost(tmp_path: Path) -> None:
+    dropped: list[int] = []
+    made = PredictionLog(tmp_path, on_dropped=dropped.append)
+    made.close()
+    made.append([entry()])
+    assert dropped == [1]
+
+
+def test_append__entry_that_is_no_json__is_lost_alone(tmp_path: Path) -> None:
+    written, dropped = [], []
+    made = PredictionLog(tmp_path, on_written=written.append, on_dropped=dropped.append)
+    made.append([entry(0), Entry(**vars(entry(1)) | {"features": {"x": object()}}), entry(2)])
+    made.close()
+    assert names(tmp_path) == ["row-0", "row-2"]
+    assert (written, dropped) == ([2], [1])
+
+
+def test_append__disk_full__what_is_written_is_read_and_the_rest_is_counted(tmp_path: Path) -> None:
+    """A real file system of 64 KiB that is full, and then is not."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+        pytest.skip("no user namespace may be made here")
+    program = """
+target, counted = Path(sys.argv[1]), {"written": 0, "dropped": 0}
+made = log.PredictionLog(target, 100, lambda n: count("written", n), lambda n: count("dropped", n))
+def count(what, n):
+    counted[what] += n
+made.append([entry(0)])
+while not counted["written"]:
+    time.sleep(0.01)
+filler = (target / "filler").open("wb", buffering=0)
+try:
+    while True:
+        filler.write(bytes(1000))
+except OSError as error:
+    assert error.errno == 28
+made.append([entry(i) for i in range(1, 31)])
+made.append([entry(i) for i in range(31, 301)])
+time.sleep(0.1)
+assert counted["dropped"] > 150, counted
+filler.truncate(0)
+made.close()
+read = log.read_online(entry(0).event_time, entry(1000).event_time, target)["entity_id"].to_pylist()
+assert read == [f"row-{i}" for i in range(len(read))], read
+assert len(read) == counted["written"] and sum(counted.values()) == 301, (len(read), counted)
+assert len(read) >= 100
+"""
+    mounted = 'mount -t tmpfs -o size=64k tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "-rm", "sh", "-c", mounted, "-", str(tmp_path), sys.executable, WRITER + program]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_log__file_size_limit__lines_stay_whole(tmp_path: Path) -> None:
+    program = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (25000, 25000))
+made = log.PredictionLog(Path(sys.argv[1]))
+for i in range(200):
+    made.append([entry(i)])
+    time.sleep(0.001)
+made.close()
+"""
+    with writer(tmp_path, program) as process:
+        assert process.wait(30) == 0
+    assert names(tmp_path) == [f"row-{i}" for i in range(200)]
+
+
+def test_log__big_segment__is_rotated_and_another_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "FLUSH_SECONDS", 0.02)
     monkeypatch.setattr(log, "SEGMENT_BYTES", 100)
     made = PredictionLog(tmp_path)
     for minute in range(3):
         made.append([entry(minute)])
-        time.sleep(0.1)
+        eventually(lambda n=minute: len(list(tmp_path.glob("*.parquet"))) > n)
+    assert names(tmp_path) == ["row-0", "row-1", "row-2"]
     made.close()
-    assert len(list(tmp_path.glob("*.jsonl"))) == 3
-    assert len(read_online(START, START + timedelta(days=1), tmp_path)) == 3
+    assert [len(list(tmp_path.glob(f"*.{kind}"))) for kind in ("parquet", "jsonl")] == [3, 0]
+    assert names(tmp_path) == ["row-0", "row-1", "row-2"]
+
+
+def test_log__old_segment__is_rotated_while_the_process_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "FLUSH_SECONDS", 0.02)
+    monkeypatch.setattr(log, "SEGMENT_SECONDS", 0.1)
+    made = PredictionLog(tmp_path)
+    made.append([entry()])
+    eventually(lambda: list(tmp_path.glob("*.parquet")))
+    assert names(tmp_path) == ["row-0"]
+    made.close()
+    assert names(tmp_path) == ["row-0"]
+
+
+def test_rotate__parquet__holds_all_columns_sorted_with_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "ROWS", 10)
+    made = PredictionLog(tmp_path)
+    made.append(
+        [Entry(**vars(entry(minute)) | {"cohort": "canary", "manifest": 7, "seconds": 0.25}) for minute in range(40)[::-1]]
+    )
+    made.close()
+    (path,) = tmp_path.glob("*.parquet")
+    groups = [pq.ParquetFile(path).metadata.row_group(i).column(1) for i in range(4)]
+    assert [group.statistics.min for group in groups] == [START + timedelta(minutes=10 * i) for i in range(4)]
+    assert {group.compression for group in groups} == {"ZSTD"}
+    first = read_online(START, END, tmp_path).slice(0, 1).to_pylist()[0]
+    assert first == vars(entry(0)) | {
+        "features": '{"x":null,"y":0.3333333333333333}',
+        "cohort": "canary",
+        "manifest": 7,
+        "seconds": 0.25,
+    }
+
+
+def test_rotate__killed_between_parquet_and_removal__counted_once_and_tidied(tmp_path: Path) -> None:
+    path = abandoned(tmp_path, [entry(0), entry(1)])
+    lines = path.read_bytes()
+    assert segments.rotate(tmp_path) == 1
+    path.write_bytes(lines)
+    assert names(tmp_path) == ["row-0", "row-1"]
+    assert answers_by("3", tmp_path)["count"] == 2
+    segments.rotate(tmp_path)
+    assert not path.exists()
+    assert names(tmp_path) == ["row-0", "row-1"]
+
+
+def test_rotate__killed_while_writing_the_parquet__done_again(tmp_path: Path) -> None:
+    path = abandoned(tmp_path, [entry(0), entry(1)])
+    path.with_name(f".{path.stem}.parquet.aside").write_bytes(b"half of it")
+    assert names(tmp_path) == ["row-0", "row-1"]
+    segments.rotate(tmp_path)
+    assert names(tmp_path) == ["row-0", "row-1"]
+    assert [p.name for p in tmp_path.iterdir()] == [f"{path.stem}.parquet"]
+
+
+def test_sigkill__flushed_entries_are_read_and_the_next_process_rotates_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = """
+made = log.PredictionLog(Path(sys.argv[1]), on_written=lambda n: print("written", flush=True))
+made.append([entry(i) for i in range(100)])
+time.sleep(60)
+"""
+    with writer(tmp_path, program) as process:
+        assert [process.stdout.readline() for _ in range(2)] == [b"written\n"] * 2
+        assert segments.rotate(tmp_path) == 0, "a living process's segment was taken"
+        process.kill()
+        process.wait()
+    (path,) = tmp_path.glob("*.jsonl")
+    with path.open("ab") as segment:
+        segment.write(b'{"entity_id":"torn')
+    expected = [f"row-{i}" for i in range(100)]
+    assert names(tmp_path) == expected
+    with caplog.at_level(logging.WARNING):
+        PredictionLog(tmp_path).close()
+    assert "torn line at the end of" in caplog.text
+    assert [p.suffix for p in tmp_path.iterdir()] == [".parquet"]
+    assert names(tmp_path) == expected
+
+
+def test_two_processes__writing_and_rotating__each_entry_is_read_once_at_any_moment(tmp_path: Path) -> None:
+    program = """
+log.SEGMENT_BYTES = 2000
+made = log.PredictionLog(Path(sys.argv[1]))
+for i in range(300):
+    made.append([replace(entry(i), request_id=sys.argv[2])])
+    time.sleep(0.002)
+made.close()
+"""
+    with writer(tmp_path, program, "a") as a, writer(tmp_path, program, "b") as b:
+        seen = 0
+        while a.poll() is None or b.poll() is None:
+            found = keys(tmp_path)
+            assert len(found) == len(set(found)) >= seen
+            seen = len(found)
+        assert (a.wait(), b.wait()) == (0, 0)
+    assert sorted(keys(tmp_path)) == sorted((f"row-{i}", process) for i in range(300) for process in "ab")
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_read_online__segments_of_before__read_with_the_defaults(tmp_path: Path) -> None:
+    """Features were an object then, and cohort, manifest and seconds were not there."""
+    old = {name: value for name, value in vars(entry(0)).items() if name not in segments.SINCE}
+    path = tmp_path / "20260101T000000000000-host-1.jsonl"
+    path.write_text(json.dumps(old, default=datetime.isoformat) + "\nno json\n")
+    for kind in ("jsonl", "parquet"):
+        (row,) = read_online(START, END, tmp_path).to_pylist()
+        assert (row["cohort"], row["manifest"], row["seconds"]) == ("champion", 0, 0.0)
+        assert json.loads(row["features"]) == entry(0).features
+        assert len(list(tmp_path.glob(f"*.{kind}"))) == 1
+        segments.rotate(tmp_path)
+
+
+def test_read_online__rotated_between_listing_and_reading__read_from_the_parquet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abandoned(tmp_path, [entry(0)])
+    read_bytes = Path.read_bytes
+
+    def too_late(path: Path) -> bytes:
+        segments.rotate(tmp_path)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", too_late)
+    assert names(tmp_path) == ["row-0"]
+
+
+@pytest.mark.usefixtures("workspace")
+def test_read_batch__partition_of_before__read_with_the_defaults() -> None:
+    abandoned(log.folder(), [entry(0)])
+    old = read_online(START, END).drop_columns(list(segments.SINCE))
+    score.folder().mkdir(parents=True)
+    pq.write_table(old, score.folder() / "2013-04-18.parquet")
+    assert score.read_batch(START, END)["cohort"].tolist() == ["champion"]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_shadow_entries__left_out_unless_asked_for(tmp_path: Path, closed: bool) -> None:
+    shadow = Entry(**vars(entry(0)) | {"cohort": "shadow", "manifest": 5, "model_version": "4"})
+    answered = Entry(**vars(entry(0)) | {"cohort": "canary", "manifest": 5})
+    abandoned(tmp_path, [entry(1), answered, shadow])
+    if closed:
+        segments.rotate(tmp_path)
+    assert read_online(START, END, tmp_path)["cohort"].to_pylist() == ["canary", "champion"]
+    assert sorted(read_online(START, END, tmp_path, shadows=True)["cohort"].to_pylist()) == ["canary", "champion", "shadow"]
+    assert sorted(since_manifest(5, tmp_path)["cohort"].to_pylist()) == ["canary", "shadow"]
+    assert len(since_manifest(6, tmp_path)) == 0
+    assert answers_by("4", tmp_path) == {"count": 0, "flagged": 0, "first": None, "last": None}
+    assert answers_by("3", tmp_path) == {"count": 2, "flagged": 2, "first": START, "last": START + timedelta(minutes=1)}
+
+
+def names(folder: Path) -> list[str]:
+    found: list[str] = read_online(START, END, folder)["entity_id"].to_pylist()
+    return found
+
+
+def keys(folder: Path) -> list[tuple[str, str]]:
+    found = read_online(START, END, folder)
+    return list(zip(found["entity_id"].to_pylist(), found["request_id"].to_pylist(), strict=True))
+
+
+def abandoned(folder: Path, entries: list[Entry]) -> Path:
+    """A segment that its process left behind."""
+    segment, path = segments.begin(folder)
+    with segment:
+        segment.write(b"".join(log._lines(entries)))
+    return path
+
+
+@contextlib.contextmanager
+def writer(folder: Path, program: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of its own that writes a log."""
+    command = [sys.executable, "-c", WRITER + program, str(folder), *arguments]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def eventually(check: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not check():
+        assert time.monotonic() < deadline, "not true within 10 s"
+        time.sleep(0.01)
