@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast demo bench-features bench-tuning bench-gates up down status
+.PHONY: help setup lock lint format test test-fast demo bench-features bench-tuning bench-gates bench-serving up down status
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -69,6 +69,9 @@ bench-tuning: $(STAMP)  ## the search beside the usual ones, on three months; ha
 
 bench-gates: $(STAMP)  ## how often the gate errs, on the shipped year: false promotions, power, reused days; some minutes
 	@$(BIN)/python -m ops.bench_gates --pictures docs
+
+bench-serving: $(STAMP)  ## the service beside BentoML, MLflow and plain FastAPI: highest rate with p99 of 10 ms; 20 minutes
+	@$(BIN)/python -m ops.bench_serving
 
 up: $(STAMP)  ## start Airflow, MLflow and the prediction service
 	@$(BIN)/python -m ops.services up

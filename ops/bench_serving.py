@@ -28,7 +28,7 @@ FIRST_RATE, LOWEST_RATE = 100.0, 5.0
 STEP_DOWN = 0.95
 CONFIRMATIONS = 12
 DAYS = (date(2013, 1, 1), date(2013, 2, 8))
-TARGETS = {"mlflow": 10.0, "bentoml": 3.0, "fastapi": 1.0}
+TARGETS = {"mlflow": 10.0, "mlflow-tensors": 10.0, "bentoml": 3.0, "fastapi": 1.0}
 """By peer: by how much `POST /predict`, which also makes features, routes and logs, is to exceed it."""
 QUIET = 0.05
 

@@ -52,9 +52,9 @@ class Point:
         return not self.errors and not self.stopped and self.p99 <= limit
 
 
-def post(path: str, body: bytes, headers: str = "") -> bytes:
+def post(path: str, body: bytes) -> bytes:
     """A whole HTTP/1.1 request with a JSON body, ready to be sent again and again."""
-    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n{headers}content-length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 

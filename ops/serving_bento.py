@@ -16,4 +16,4 @@ class Plain:
 
     @bentoml.api
     async def predict(self, row: Row) -> serving_peers.Given:  # type: ignore[valid-type]
-        return _model.answer(row.__dict__)
+        return _model.answer(vars(row))

@@ -54,6 +54,7 @@ class Case:
     of_given: np.ndarray
     numeric: list[str]
     text: list[str]
+    name: str
 
 
 def make(first: date, end: date) -> Case:
@@ -87,7 +88,7 @@ def make(first: date, end: date) -> Case:
     (folder / "model.onnx").write_bytes(model)
     threshold, numeric, text = params.serving.threshold, fitted.encoding.numeric, fitted.encoding.text
     (folder / "columns.json").write_text(json.dumps({"numeric": numeric, "text": text, "threshold": threshold}))
-    serving_peers.save_for_mlflow(model, folder / "mlflow", len(numeric), len(text))
+    serving_peers.save_for_mlflow(model, folder, list(numeric), list(text))
     os.environ[serving_peers.HOME] = str(folder)
     assembled = Assembler(params).assemble(online, raw)
     if flagged := sum(map(bool, assembled.flags)):
@@ -109,7 +110,7 @@ def make(first: date, end: date) -> Case:
     manifest.promote(deployed, tick, "bench-serving", "to be measured", "bench-serving")
     say(f"model: {ROUNDS} trees of depth {DEPTH} on {fitted.learned.rows:,} rows, {len(numeric) + len(text)} features, graph of "
         f"{len(model) / 1e6:.1f} MB; {len(raw)} rows to ask; {time.monotonic() - began:.0f} s")  # fmt: skip
-    return Case(folder, bundle, raw, given, of_raw, of_given, list(numeric), list(text))
+    return Case(folder, bundle, raw, given, of_raw, of_given, list(numeric), list(text), params.problem.name)
 
 
 def flights(root: Path, tick: datetime, known: datetime) -> list[Row]:
@@ -147,6 +148,7 @@ class Contender:
     about: str
     command: Callable[[Case, int], list[str]]
     path: str
+    """``{name}`` in it stands for the model's name."""
     body: Callable[[Case, int], Any]
     probability: Callable[[Any], float] | None
     raw: bool = False
@@ -166,9 +168,9 @@ def _bentoml(case: Case, port: int) -> list[str]:
     return _python("bentoml", "serve", "ops.serving_bento:Plain", "--host", "127.0.0.1", "--port", str(port))
 
 
-def _mlflow(case: Case, port: int) -> list[str]:
+def _mlflow(kind: str) -> Callable[[Case, int], list[str]]:
     fixed = ["--env-manager", "local", "--workers", "1", "--host", "127.0.0.1"]
-    return _python("mlflow", "models", "serve", "-m", str(case.folder / "mlflow"), *fixed, "--port", str(port))
+    return lambda case, port: _python("mlflow", "models", "serve", "-m", str(case.folder / kind), *fixed, "--port", str(port))
 
 
 def _evergreen(case: Case, port: int) -> list[str]:
@@ -189,9 +191,13 @@ def _infer_body(case: Case, i: int) -> Any:
     }
 
 
-def _mlflow_body(case: Case, i: int) -> Any:
+def _tensors_body(case: Case, i: int) -> Any:
     numeric, text = _tensors(case, i)
     return {"inputs": {"numeric": [numeric], "text": [text]}}
+
+
+def _columns_body(case: Case, i: int) -> Any:
+    return {"dataframe_split": {"columns": list(case.given[i]), "data": [list(case.given[i].values())]}}
 
 
 def _raw_body(case: Case, i: int) -> Any:
@@ -210,21 +216,25 @@ def _port(port: int) -> dict[str, str]:
     return {"EVERGREEN_HOST": "127.0.0.1", "EVERGREEN_SERVING_PORT": str(port)}
 
 
-_V2 = f"/v2/models/{load_params().problem.name}/infer"
-
 CONTENDERS = (
     Contender("echo", "bare ASGI echo (floor)", _uvicorn("echo"), "/predict", _given_body, None),
     Contender("predict", "Evergreen `/predict`: raw row", _evergreen, "/predict", _raw_body, _probability, True, _port),
-    Contender("infer", "Evergreen v2 `infer`: features given", _evergreen, _V2, _infer_body,
+    Contender("infer", "Evergreen v2 `infer`: features given", _evergreen, "/v2/models/{name}/infer", _infer_body,
               lambda answer: float(answer["outputs"][0]["data"][0]), environment=_port),
     Contender("fastapi", "FastAPI + ONNX Runtime: features given", _uvicorn("plain"), "/predict", _given_body, _probability),
     Contender("fastapi-raw", "FastAPI + ONNX Runtime + our features: raw row", _uvicorn("plain_raw"), "/predict", _raw_body,
               _probability, True),
     Contender("bentoml", "stock BentoML service: features given", _bentoml, "/predict",
               lambda case, i: {"row": case.given[i]}, _probability),
-    Contender("mlflow", "`mlflow models serve`: features given", _mlflow, "/invocations", _mlflow_body,
-              lambda answer: float(answer["predictions"]["probability"][0][0])),
+    Contender("mlflow", "`mlflow models serve`: features given, named columns", _mlflow("columns"), "/invocations",
+              _columns_body, lambda answer: float(answer["predictions"][0])),
+    Contender("mlflow-tensors", "`mlflow models serve`, ONNX flavour: features given, two tensors", _mlflow("tensors"),
+              "/invocations", _tensors_body, lambda answer: float(answer["predictions"]["probability"][0][0])),
 )  # fmt: skip
+
+
+def path_of(contender: Contender, case: Case) -> str:
+    return contender.path.format(name=case.name)
 
 
 @dataclass(frozen=True)
@@ -237,6 +247,10 @@ class Server:
     pid: int
     requests: list[bytes]
 
+    @property
+    def path(self) -> str:
+        return path_of(self.contender, self.case)
+
     def check(self) -> float:
         """Asks some rows and compares with the right answers; gives the largest difference.
 
@@ -247,7 +261,7 @@ class Server:
         worst = 0.0
         with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10) as client:
             for i in range(0, len(right), 20):
-                answer = client.post(self.contender.path, json=self.contender.body(self.case, i))
+                answer = client.post(self.path, json=self.contender.body(self.case, i))
                 if answer.status_code != 200 or self.contender.probability is None:
                     raise ContenderError(f"HTTP {answer.status_code}: {answer.text[:200]}")
                 worst = max(worst, abs(self.contender.probability(answer.json()) - right[i]))
@@ -267,7 +281,8 @@ def started(contender: Contender, case: Case, core: int) -> Iterator[Server]:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     log = case.folder / f"{contender.name}.log"
-    mine, environment = os.sched_getaffinity(0), os.environ | {"PYTHONPATH": str(ROOT)} | contender.environment(port)
+    paths = {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    mine, environment = os.sched_getaffinity(0), os.environ | paths | contender.environment(port)
     with log.open("wb") as out:
         os.sched_setaffinity(0, {core})  # children inherit it
         try:
@@ -279,7 +294,7 @@ def started(contender: Contender, case: Case, core: int) -> Iterator[Server]:
         bodies = [json.dumps(contender.body(case, i), separators=(",", ":")).encode() for i in range(len(case.raw))]
         share = np.arange(1, len(bodies) + 1) ** -ZIPF
         order = np.random.default_rng(1).choice(len(bodies), ORDER, p=share / share.sum())
-        wires = [post(contender.path, body) for body in bodies]
+        wires = [post(path_of(contender, case), body) for body in bodies]
         yield Server(contender, case, port, process.pid, [wires[i] for i in order])
         if process.poll() is not None:
             raise ContenderError(f"it ended with {process.returncode}: {_tail(log)}")
@@ -295,7 +310,7 @@ def _wait(process: subprocess.Popen[bytes], contender: Contender, case: Case, po
         if process.poll() is not None:
             raise ContenderError(f"it ended with {process.returncode}: {_tail(log)}")
         try:
-            answer = httpx.post(f"http://127.0.0.1:{port}{contender.path}", json=contender.body(case, 0), timeout=5)
+            answer = httpx.post(f"http://127.0.0.1:{port}{path_of(contender, case)}", json=contender.body(case, 0), timeout=5)
             if answer.status_code == 200:
                 return
             last = f"HTTP {answer.status_code}: {answer.text[:200]}"

@@ -38,7 +38,7 @@ class Model:
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self.session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        fields: dict[str, Any] = {name: (float | None, ...) for name in self.numeric} | {name: (str, ...) for name in self.text}
+        fields: dict[str, Any] = dict.fromkeys(self.numeric, (float | None, ...)) | dict.fromkeys(self.text, (str, ...))
         self.row = create_model("Row", **fields)
 
     def answer(self, features: dict[str, Any]) -> Given:
@@ -102,16 +102,24 @@ def echo() -> Any:
     return app
 
 
-def save_for_mlflow(model: bytes, folder: Path, numeric: int, text: int) -> None:
-    """Writes the graph as an MLflow model with a signature of two tensors."""
+def save_for_mlflow(model: bytes, folder: Path, numeric: list[str], text: list[str]) -> None:
+    """Writes the graph as MLflow models: ``tensors``, ONNX with a signature of two tensors, and ``columns``, a data frame."""
     import mlflow
     import onnx
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import ColSpec, Schema, TensorSpec
 
-    inputs = [TensorSpec(np.dtype("float32"), (-1, numeric), "numeric"), TensorSpec(np.dtype("str"), (-1, text), "text")]
-    outputs = [TensorSpec(np.dtype("float32"), (-1, 1), "probability")]
+    tensors = [
+        TensorSpec(np.dtype("float32"), (-1, len(numeric)), "numeric"), TensorSpec(np.dtype("str"), (-1, len(text)), "text"),
+    ]  # fmt: skip
+    answer = Schema([TensorSpec(np.dtype("float32"), (-1, 1), "probability")])
     mlflow.onnx.save_model(
-        onnx.load_model_from_string(model), str(folder), signature=ModelSignature(Schema(inputs), Schema(outputs)),
+        onnx.load_model_from_string(model), str(folder / "tensors"), signature=ModelSignature(Schema(tensors), answer),
         onnx_session_options={"intra_op_num_threads": 1, "inter_op_num_threads": 1}, pip_requirements=["onnxruntime"],
+    )  # fmt: skip
+    columns = [ColSpec("double", name) for name in numeric] + [ColSpec("string", name) for name in text]
+    mlflow.pyfunc.save_model(
+        str(folder / "columns"), python_model=str(Path(__file__).with_name("serving_mlflow.py")),
+        artifacts={"model": str(folder / "model.onnx")}, model_config={"numeric": numeric, "text": text},
+        signature=ModelSignature(Schema(columns), Schema([ColSpec("float")])), pip_requirements=["onnxruntime"],
     )  # fmt: skip
