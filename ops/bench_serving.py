@@ -17,10 +17,12 @@ from datetime import date
 from functools import partial
 
 import numpy as np
+import psutil
 
-from ops import serving_case as case
+from ops import serving_contenders as contenders
 from ops.bench_features import landed_days, say, show
 from ops.load import Point, offer
+from ops.serving_case import Case, ContenderError, make
 from ops.serving_where import where
 
 LIMIT_MS = 10.0
@@ -59,7 +61,7 @@ class Measured:
 class Result:
     """What was found of one contender. `problem`: why nothing was."""
 
-    contender: case.Contender
+    contender: contenders.Contender
     top: Measured | None = None
     half: Measured | None = None
     problem: str = ""
@@ -70,7 +72,7 @@ class Result:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    names = [c.name for c in case.CONTENDERS]
+    names = [c.name for c in contenders.CONTENDERS]
     parser = argparse.ArgumentParser(prog="python -m ops.bench_serving", description=__doc__)
     parser.add_argument("contenders", nargs="*", help=f"of {', '.join(names)}; default all", default=[])
     parser.add_argument("--quick", action="store_true", help="three minutes: short probes, 2,000 requests a point; rough figures")
@@ -86,9 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = Plan(asked.requests or 2000, 10, 1, 1.15) if asked.quick else Plan(asked.requests or 30_000, 120, 3, 1.05)
     began = time.monotonic()
     with landed_days(*DAYS):
-        made = case.make(*DAYS)
+        made = make(*DAYS)
         os.sched_setaffinity(0, {cores[-1]})
-        chosen = [c for c in case.CONTENDERS if c.name in (asked.contenders or names)]
+        chosen = [c for c in contenders.CONTENDERS if c.name in (asked.contenders or names)]
         results = [measured(contender, made, plan, cores[0]) for contender in chosen]
         report(results)
         where(made, {r.contender.name: r.half.cpu for r in results if r.half})
@@ -97,11 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(1 if failed else 0)
 
 
-def measured(contender: case.Contender, made: case.Case, plan: Plan, core: int) -> Result:
+def measured(contender: contenders.Contender, made: Case, plan: Plan, core: int) -> Result:
     """Starts a contender on `core`, checks its answers, finds its rate, stops it."""
     say(f"\n## {contender.name}: {contender.about}\n")
     try:
-        with case.started(contender, made, core) as server:
+        with contenders.started(contender, made, core) as server:
             say(f"its answers are right (largest difference {server.check():.1e})" if contender.probability else "answers")
             send = partial(offer, server.port, server.requests)
             send(FIRST_RATE, int(2 * FIRST_RATE))
@@ -112,7 +114,7 @@ def measured(contender: case.Contender, made: case.Case, plan: Plan, core: int) 
             half = server_point(server, top.point.rate / 2, plan, seed=77, limit=float("inf"))
             tell("half of it", half.point)
             return Result(contender, top, half)
-    except case.ContenderError as error:
+    except ContenderError as error:
         say(f"FAILED: {error}")
         return Result(contender, problem=str(error))
 
@@ -148,7 +150,7 @@ def probe(send: Callable[..., Point], rate: float, plan: Plan, seed: int) -> boo
     return point.within(LIMIT_MS)
 
 
-def confirmed(server: case.Server, rate: float, plan: Plan) -> Measured:
+def confirmed(server: contenders.Server, rate: float, plan: Plan) -> Measured:
     """The first rate from `rate` downwards that holds on a long run.
 
     Raises:
@@ -159,16 +161,16 @@ def confirmed(server: case.Server, rate: float, plan: Plan) -> Measured:
         tell("long run", found.point)
         if found.point.within(LIMIT_MS):
             return found
-    raise case.ContenderError(f"no long run held from {rate:,.0f} down to {found.point.rate:,.0f} a second")
+    raise ContenderError(f"no long run held from {rate:,.0f} down to {found.point.rate:,.0f} a second")
 
 
-def server_point(server: case.Server, rate: float, plan: Plan, seed: int, limit: float) -> Measured:
+def server_point(server: contenders.Server, rate: float, plan: Plan, seed: int, limit: float) -> Measured:
     """A long run with the CPU that it took."""
     count = min(plan.requests, max(200, int(rate * plan.seconds)))
-    before, began = case.cpu_seconds(server.pid), time.perf_counter()
+    before, began = contenders.cpu_seconds(server.pid), time.perf_counter()
     point = offer(server.port, server.requests, rate, count, seed=seed, limit=limit)
-    spent, seconds = case.cpu_seconds(server.pid) - before, time.perf_counter() - began
-    cores = len(case.CORES)
+    spent, seconds = contenders.cpu_seconds(server.pid) - before, time.perf_counter() - began
+    cores = psutil.cpu_count() or 1
     return Measured(point, spent.server / max(point.answered, 1) * 1e6, max(0.0, spent.others) / (seconds * cores))
 
 

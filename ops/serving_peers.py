@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Model:
         fields: dict[str, Any] = dict.fromkeys(self.numeric, (float | None, ...)) | dict.fromkeys(self.text, (str, ...))
         self.row = create_model("Row", **fields)
 
-    def answer(self, features: dict[str, Any]) -> Given:
+    def answer(self, features: Mapping[str, Any]) -> Given:
         """One row: missing numbers are None, missing texts empty."""
         numeric = np.array([[features[name] for name in self.numeric]], dtype=np.float32)  # None becomes NaN
         text = np.array([[features[name] or "" for name in self.text]], dtype=object)

@@ -150,7 +150,7 @@ def test_search__one_bad_probe__is_forgiven_and_two_are_not() -> None:
 
 def test_report__ratios_are_ours_to_theirs(capsys: pytest.CaptureFixture[str]) -> None:
     def found(name: str, rate: float) -> bench_serving.Result:
-        contender = next(c for c in bench_serving.case.CONTENDERS if c.name == name)
+        contender = next(c for c in bench_serving.contenders.CONTENDERS if c.name == name)
         point = Point(rate, 30_000, 30_000, 0, 1.0, 9.0, 12.0, 10.0, 0.1, False)
         measured = bench_serving.Measured(point, 300.0, 0.01)
         return bench_serving.Result(contender, measured, measured)
