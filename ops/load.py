@@ -153,10 +153,9 @@ def _drive(port: int, pool: list[_Connection], requests: Sequence[bytes], run: _
         poll.register(file, select.EPOLLIN)
     free, lags, now, sent = deque(pool), [], time.perf_counter, 0
     planned, total, different = run.planned.tolist(), len(run.planned), len(requests)
-    give_up = planned[-1] + PATIENCE
+    give_up, idle_since = planned[-1] + PATIENCE, 0.0
     while len(run.answered) + run.errors < total and not run.hopeless:
         moment = now()
-        waited = bool(free)  # so a delay now is the generator's own
         while sent < total and free and planned[sent] <= moment:
             connection = free.popleft()  # the one that has rested longest: none is left to the server's idle timeout
             connection.number = sent
@@ -165,13 +164,13 @@ def _drive(port: int, pool: list[_Connection], requests: Sequence[bytes], run: _
             except OSError as error:
                 _broken(port, connection, run, by_file, poll, f"sending: {error}")
                 free.append(connection)
-            if waited:
-                lags.append(moment - planned[sent])
+            lags.append(now() - max(planned[sent], idle_since))
             sent += 1
         pause = planned[sent] - moment - NAP if sent < total else 0.01
         for file, _ in poll.poll(pause if pause > 0 else 0):
             connection = by_file[file]
             if _receive(port, connection, run, by_file, poll):
+                idle_since = idle_since if free else now()
                 free.append(connection)
         if moment > give_up:
             break

@@ -105,6 +105,7 @@ def echo() -> Any:
 
 def save_for_mlflow(model: bytes, folder: Path, numeric: list[str], text: list[str]) -> None:
     """Writes the graph as MLflow models: ``tensors``, ONNX with a signature of two tensors, and ``columns``, a data frame."""
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     import mlflow
     import onnx
     from mlflow.models import ModelSignature

@@ -78,6 +78,7 @@ def test_offer__server_is_slower_than_the_plan__latency_counts_from_the_planned_
     assert point.p50 > 200
     assert point.worst > 800
     assert not point.within(100)
+    assert point.lag < 500  # waiting for a connection is the server's delay, not the generator's
 
 
 def test_offer__limit__given_up_when_p99_is_above_it_for_certain() -> None:
