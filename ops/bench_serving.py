@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 
@@ -50,21 +50,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """A point, CPU microseconds of the server for each request, and how much of both cores others have used."""
+    """A point, and CPU microseconds of the server for each request."""
 
     point: Point
     cpu: float
-    others: float
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was found of one contender. `problem`: why nothing was."""
+    """What was found of one contender. `problem`: why nothing was. `others`: share of all cores that other processes used."""
 
     contender: contenders.Contender
     top: Measured | None = None
     half: Measured | None = None
     problem: str = ""
+    others: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -105,18 +105,32 @@ def measured(contender: contenders.Contender, made: Case, plan: Plan, core: int)
     try:
         with contenders.started(contender, made, core) as server:
             say(f"its answers are right (largest difference {server.check():.1e})" if contender.probability else "answers")
-            send = partial(offer, server.port, server.requests)
-            send(FIRST_RATE, int(2 * FIRST_RATE))
-            rate = search(lambda rate, seed: probe(send, rate, plan, seed), plan.precision)
-            if rate < LOWEST_RATE:
-                return Result(contender, problem=f"not even {LOWEST_RATE:g} requests a second with p99 <= {LIMIT_MS:g} ms")
-            top = confirmed(server, rate, plan)
-            half = server_point(server, top.point.rate / 2, plan, seed=77, limit=float("inf"))
-            tell("half of it", half.point)
-            return Result(contender, top, half)
+            before, began = contenders.cpu_seconds(server.pid), time.perf_counter()
+            found = rated(server, plan)
+            return replace(found, others=share_of_others(server.pid, before, began))
     except ContenderError as error:
         say(f"FAILED: {error}")
         return Result(contender, problem=str(error))
+
+
+def rated(server: contenders.Server, plan: Plan) -> Result:
+    """The highest rate of a running server, and half of it; or why there is none."""
+    send = partial(offer, server.port, server.requests)
+    send(FIRST_RATE, int(2 * FIRST_RATE))
+    rate = search(lambda rate, seed: probe(send, rate, plan, seed), plan.precision)
+    top = confirmed(server, rate, plan) if rate else None
+    if top is None:
+        problem = f"no rate found that holds with p99 <= {LIMIT_MS:g} ms; the search ended at {rate:,.0f} a second"
+        say(f"FAILED: {problem}")
+        return Result(server.contender, problem=problem)
+    half = server_point(server, top.point.rate / 2, plan, seed=77, limit=float("inf"))
+    tell("half of it", half.point)
+    return Result(server.contender, top, half)
+
+
+def share_of_others(pid: int, before: contenders.Cpu, began: float) -> float:
+    spent = contenders.cpu_seconds(pid) - before
+    return max(0.0, spent.others) / ((time.perf_counter() - began) * (psutil.cpu_count() or 1))
 
 
 def search(passes: Callable[[float, int], bool], precision: float) -> float:
@@ -150,28 +164,23 @@ def probe(send: Callable[..., Point], rate: float, plan: Plan, seed: int) -> boo
     return point.within(LIMIT_MS)
 
 
-def confirmed(server: contenders.Server, rate: float, plan: Plan) -> Measured:
-    """The first rate from `rate` downwards that holds on a long run.
-
-    Raises:
-        ContenderError: none does.
-    """
+def confirmed(server: contenders.Server, rate: float, plan: Plan) -> Measured | None:
+    """The first rate from `rate` downwards that holds on a long run; None: none does."""
     for attempt in range(CONFIRMATIONS):
         found = server_point(server, rate * STEP_DOWN**attempt, plan, seed=1000 + attempt, limit=LIMIT_MS)
         tell("long run", found.point)
         if found.point.within(LIMIT_MS):
             return found
-    raise ContenderError(f"no long run held from {rate:,.0f} down to {found.point.rate:,.0f} a second")
+    return None
 
 
 def server_point(server: contenders.Server, rate: float, plan: Plan, seed: int, limit: float) -> Measured:
     """A long run with the CPU that it took."""
     count = min(plan.requests, max(200, int(rate * plan.seconds)))
-    before, began = contenders.cpu_seconds(server.pid), time.perf_counter()
+    before = contenders.cpu_seconds(server.pid)
     point = offer(server.port, server.requests, rate, count, seed=seed, limit=limit)
-    spent, seconds = contenders.cpu_seconds(server.pid) - before, time.perf_counter() - began
-    cores = psutil.cpu_count() or 1
-    return Measured(point, spent.server / max(point.answered, 1) * 1e6, max(0.0, spent.others) / (seconds * cores))
+    spent = contenders.cpu_seconds(server.pid) - before
+    return Measured(point, spent.server / max(point.answered, 1) * 1e6)
 
 
 def tell(kind: str, point: Point) -> None:
@@ -201,7 +210,7 @@ def report(results: Sequence[Result]) -> None:
     lags = [m.point.lag for r in results for m in (r.top, r.half) if m]
     if lags:
         say(f"\nThe generator sent 99 % of its requests within {max(lags):.2f} ms of the planned moment, in every long run.")
-    busy = max((m.others for r in results for m in (r.top, r.half) if m), default=0.0)
+    busy = max((r.others for r in results), default=0.0)
     say(f"Other processes used up to {busy:.0%} of the cores: {'quiet enough' if busy <= QUIET else 'NOT QUIET, measure again'}.")
 
 

@@ -244,8 +244,8 @@ class Cpu:
 def cpu_seconds(pid: int) -> Cpu:
     """CPU used so far."""
     server = 0.0
-    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended; that shows as failed requests
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
             server += sum(process.cpu_times()[:2])
     whole = psutil.cpu_times()._asdict()
     busy = sum(seconds for kind, seconds in whole.items() if kind not in ("idle", "iowait", "guest", "guest_nice"))

@@ -153,7 +153,7 @@ def test_report__ratios_are_ours_to_theirs(capsys: pytest.CaptureFixture[str]) -
     def found(name: str, rate: float) -> bench_serving.Result:
         contender = next(c for c in bench_serving.contenders.CONTENDERS if c.name == name)
         point = Point(rate, 30_000, 30_000, 0, 1.0, 9.0, 12.0, 10.0, 0.1, False)
-        measured = bench_serving.Measured(point, 300.0, 0.01)
+        measured = bench_serving.Measured(point, 300.0)
         return bench_serving.Result(contender, measured, measured)
 
     results = [found("predict", 3000), found("mlflow", 250), found("bentoml", 1500)]
