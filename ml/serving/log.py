@@ -58,6 +58,12 @@ class Entry:
     request_id: str
     tick: datetime | None
     features: dict[str, Value]
+    cohort: str = "champion"
+    """Of `ml.serving.router`; "shadow" for an answer that nobody was given."""
+    manifest: int = 0
+    """Version of the manifest under which it was answered."""
+    seconds: float = 0.0
+    """Server time of its request, from body read to answer."""
 
 
 def folder() -> Path:
