@@ -32,7 +32,7 @@ Answered = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Serving:
     """One model, ready to answer. Immutable: a swap replaces the whole."""
 

@@ -55,8 +55,6 @@ class Team:
     by_version: MappingProxyType[str, Lane]
     shadows: MappingProxyType[str, tuple[Serving, ...]]
     """By cohort, who answers a copy unseen."""
-    problem: str = ""
-    """What of the manifest is not served, and why."""
 
     @property
     def version(self) -> int:
@@ -106,7 +104,10 @@ class Asked:
     def row_done(self) -> None:
         self.left -= 1
         if self.left == 0 and not self.done.done():
-            self.finish()
+            try:
+                self.finish()
+            except Exception as error:
+                self.done.set_exception(error)
 
     def finish(self) -> None:
         """Puts answers and log entries together."""
@@ -249,7 +250,12 @@ def _take(waiting: Any, most: int) -> list[Any]:
 
 def _with_features(lane: Lane, rows: list[Row], filled: Callable[[dict[str, int]], object]) -> tuple[list[Row], Feed | None]:
     """The rows that the model is to be asked, and its inputs for them; those that are late or at fault are dealt with."""
-    rows, assembled = _assembled(lane, rows)
+    try:
+        rows, assembled = _assembled(lane, rows)
+    except Exception as error:
+        for row in rows:
+            row.asked.refuse(error)
+        return [], None
     if assembled is None:
         return [], None
     filled(assembled.filled)
