@@ -17,8 +17,10 @@ from ml.features.assembly import NOTHING, Known
 from ml.features.online import Key, OnlineStore, Payload, StoreDownError
 
 WATCH_SECONDS = 0.5
-PATIENCE = 0.3
+PATIENCE = 0.5
 """Share of a request's time budget that it may wait for the store."""
+FIRST_SECONDS = 5.0
+"""How long a start waits for the first look: opening the store may take longer than a read."""
 LIFETIME = 60.0
 """Seconds after which values are read again though the tick has not moved: somebody may have mended the tick's values."""
 MOST = 500_000
@@ -55,7 +57,7 @@ class HotFeatures:
     def start(self) -> None:
         """Starts the reader and gives it a moment for a first look."""
         self._thread.start()
-        self._looked.wait(2 * self.patience)
+        self._looked.wait(FIRST_SECONDS)
 
     def stop(self) -> None:
         """Ends the reader; one that hangs in a read is left behind."""
@@ -116,7 +118,8 @@ class HotFeatures:
             if tick is None and self.known.tick is not None:
                 raise StoreDownError("the online store has lost its values", "run `evergreen materialise`")
             self._keep(Known(tick, {key: found.get(key, _ABSENT) for key in keys}))
-            self.trusted = (seconds := time.monotonic() - started) <= self.patience
+            first = not self._looked.is_set()
+            self.trusted = (seconds := time.monotonic() - started) <= self.patience or first
             self._told(None if self.trusted else f"a read took {seconds:.2f} s")
         except Exception as error:  # whatever a store's library may raise: answers go on without it
             self.trusted = False

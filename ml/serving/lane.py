@@ -57,8 +57,15 @@ class Turn:
     def __init__(self, parts: Sequence[Part], feed: Feed) -> None:
         self.parts, self.feed = parts, feed
         self.live = set(range(len(parts)))
-        self.options = ort.RunOptions()
+        self.options = quiet_options()
         self.timer: asyncio.TimerHandle | None = None
+
+
+def quiet_options() -> ort.RunOptions:
+    """For a run that another thread may end; what goes wrong in it is for the caller to log."""
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    return options
 
 
 Gather = Callable[["Lane", int], tuple[list[Part], Feed | None]]

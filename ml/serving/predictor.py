@@ -34,12 +34,13 @@ class Predictor:
         self.numeric, self.text = tuple(bundle.card.numeric), tuple(bundle.card.text)
         self._session = _session(bundle)
 
-    def predict(self, features: Sequence[Mapping[str, Value]]) -> np.ndarray:
+    def predict(self, features: Sequence[Mapping[str, Value]], options: ort.RunOptions | None = None) -> np.ndarray:
         """Probability of label 1 for each row.
 
         Args:
             features: one mapping per row, feature name → value. None, or a name that is absent, means "not known": NaN for a
                 numeric feature, the empty string for a text feature. Names that the model does not know are ignored.
+            options: as in `run`.
 
         Returns:
             Shape (n,), float64, each in [0, 1].
@@ -47,7 +48,7 @@ class Predictor:
         Raises:
             PredictionError: a value has the wrong type, the graph failed, or an answer is not a number in [0, 1].
         """
-        return self.run(self._inputs(features), len(features)) if features else np.empty(0)
+        return self.run(self._inputs(features), len(features), options) if features else np.empty(0)
 
     def run(self, feed: Mapping[str, np.ndarray], n: int, options: ort.RunOptions | None = None) -> np.ndarray:
         """Probability of label 1 for each of `n` ≥ 1 rows of a feed; float64 of shape (n,), each in [0, 1].

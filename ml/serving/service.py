@@ -244,10 +244,14 @@ class Service:
                 asked.start(known)
 
         def enough() -> None:
-            self.features.distrust()
-            arrived(hot.NOTHING)
+            if not started:
+                self.features.distrust()
+                arrived(hot.NOTHING)
 
-        timer = self._loop.call_later(self.features.patience, enough)
+        def almost() -> None:
+            self._loop.call_soon(enough)  # what has arrived while the loop was busy comes first
+
+        timer = self._loop.call_later(self.features.patience, almost)
         keys = [key for each in prepared for key in each.keys if key is not None]
         self.features.read(keys, lambda known: self._loop.call_soon_threadsafe(arrived, known))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ml.serving.answering import Serving
+from ml.serving.lane import quiet_options
 from ml.serving.log import Entry
 from ml.serving.predictor import PredictionError
 from ml.serving.router import SHADOW
@@ -35,7 +36,7 @@ class Shadows:
     def __init__(self, answered: Callable[[list[Entry]], object], counted: Callable[[str, int], object]) -> None:
         self._answered, self._counted = answered, counted
         self._copies: queue.Queue[Copy] = queue.Queue(CAPACITY)
-        self._stopping = threading.Event()
+        self._stopping, self._options = threading.Event(), quiet_options()
         self._thread = threading.Thread(target=self._run, name="shadows", daemon=True)
         self._thread.start()
 
@@ -48,9 +49,10 @@ class Shadows:
                 self._counted("dropped", 1)
 
     def stop(self) -> None:
-        """Ends the thread; what waits is dropped, and a model that hangs is left behind."""
+        """Ends the thread and what it runs; what waits is dropped."""
         self._stopping.set()
-        self._thread.join(1.0)
+        self._options.terminate = True
+        self._thread.join(2.0)
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):  # a hint, no more
@@ -68,14 +70,14 @@ class Shadows:
             needed = (*serving.predictor.numeric, *serving.predictor.text)
             if absent := [name for name in needed if name not in entries[0].features]:
                 raise PredictionError(f"the features that were used lack {absent}")
-            y_proba = serving.predictor.predict([entry.features for entry in entries]).tolist()
+            y_proba = serving.predictor.predict([entry.features for entry in entries], self._options).tolist()
         except PredictionError as error:
-            if len(entries) > 1:
+            if len(entries) > 1 and not self._stopping.is_set():
                 for entry in entries:
                     self._answer(serving, [entry])
                 return
             logger.debug("shadow version %s: %s", serving.version, error)
-            self._counted("failed", 1)
+            self._counted("failed", len(entries))
             return
         except Exception:
             logger.exception("shadow version %s", serving.version)
