@@ -1,4 +1,4 @@
-"""The HTTP service. One ASGI app, two ways in: `serve` follows the deployment manifests; a Bento mounts it with a fixed bundle."""
+"""The HTTP service. One ASGI app, two ways in: `serve` follows the deployment manifests; a Bento mounts it for one bundle."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
+from starlette.routing import Route
 
 from ml.config import settings
 from ml.packaging.bundle import Bundle
 from ml.serving import logs
 from ml.serving.about import metadata as about_service
-from ml.serving.front import Front, body_of
+from ml.serving.front import Front, Hot, body_of
 from ml.serving.openapi import document
 from ml.serving.predictor import PredictionError
 from ml.serving.schema import RequestError
@@ -48,7 +49,9 @@ def create_app(fixed: Callable[[], Bundle] | None = None) -> FastAPI:
 
     app = FastAPIOffline(title="Evergreen", description="Predictions of the deployed models.", redoc_url=None, lifespan=lifespan)
     token = settings().token.get_secret_value()
-    app.add_middleware(Front, service=service, token=token)
+    hot = Hot(service)
+    app.router.routes[:0] = [Route(path, hot) for path in Hot.PATHS]  # where a Bento looks up what the app answers
+    app.add_middleware(Front, hot=hot, token=token)
     app.state.service = service
     _error_handlers(app)
     _probe_routes(app, service)

@@ -239,7 +239,7 @@ def gatherer(filled: Callable[[dict[str, int]], object]) -> Callable[[Lane, int]
             feeds = ([feed] if feed is not None else []) + [each.feed for each in tensors]
             parts = [*parts, *tensors]
             feed = feeds[0] if len(feeds) == 1 else {name: np.concatenate([each[name] for each in feeds]) for name in feeds[0]}
-        return list(parts), feed
+        return [*parts], feed
 
     return gather
 

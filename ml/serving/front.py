@@ -44,43 +44,54 @@ class Reply:
 
 
 class Front:
-    """Answers predictions, inference and who may not ask; hands all else on.
+    """Middleware: turns away who may not ask, and hands what is asked all day to `hot`, past all routing.
 
     Args:
         app: what answers all else.
         token: bearer token that is asked for; empty: none.
     """
 
-    def __init__(self, app: App, service: Service, token: str) -> None:
-        self._app, self._service = app, service
+    def __init__(self, app: App, hot: Hot, token: str) -> None:
+        self._app, self._hot = app, hot
         self._expected = f"Bearer {token}".encode() if token else b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, method = scope["path"], scope["method"]
+        path = scope["path"]
         if self._expected and path not in OPEN and not self._may(scope):
             await _send(send, _refused(path, 401, "a bearer token is needed", (b"www-authenticate", b"Bearer")))
-            return
-        predicts = path in ("/predict", "/explain") or path.startswith("/models/")
-        if not predicts and path != "/v2" and not path.startswith("/v2/"):
+        elif path in ("/predict", "/explain", "/v2") or path.startswith(("/models/", "/v2/")):
+            await self._hot(scope, receive, send)
+        else:
             await self._app(scope, receive, send)
-            return
+
+    def _may(self, scope: Scope) -> bool:
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        return hmac.compare_digest(given, self._expected)
+
+
+class Hot:
+    """Predictions, explanations and the Open Inference Protocol, as an ASGI app."""
+
+    PATHS = ("/predict", "/explain", "/models/{rest:path}", "/v2", "/v2/{rest:path}")
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
         try:
-            reply = await (self._predict if predicts else self._v2)(scope, receive)
+            reply = await (self._v2 if path.startswith("/v2") else self._predict)(scope, receive)
         except RequestError as error:
             reply = _refused(path, error.status, error.detail)
         except NotReadyError as error:
             reply = _refused(path, 503, str(error))
         except Exception:
-            logger.exception("%s %s", method, path)
+            logger.exception("%s %s", scope["method"], path)
             reply = _refused(path, 500, "the service failed; its log says why")
         await _send(send, reply)
-
-    def _may(self, scope: Scope) -> bool:
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return hmac.compare_digest(given, self._expected)
 
     async def _predict(self, scope: Scope, receive: Receive) -> Reply:
         name, explain = None, scope["path"] == "/explain"

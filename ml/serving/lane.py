@@ -36,8 +36,10 @@ class Part(Protocol):
     """What a lane answers: some rows that stand or fall together."""
 
     n: int
-    deadline: float
-    """On the event loop's clock."""
+
+    @property
+    def deadline(self) -> float:
+        """On the event loop's clock."""
 
     def settle(self, lane: Lane, y_proba: np.ndarray) -> None:
         """The model's probabilities of its rows."""

@@ -82,7 +82,9 @@ _INFERENCE_ERRORS = {
 def document(app: FastAPI, service: Service, asks_for_token: bool) -> dict[str, Any]:
     """The document; of the routes that `ml.serving.front` answers, and of the app's own."""
     made = get_openapi(title=app.title, version="1", description=app.description, routes=app.routes)
-    models = [(each, "serialization") for each in (Answer, Explained, Problem, InferenceProblem, InferenceRequest, InferenceAnswer)]
+    models = [
+        (each, "serialization") for each in (Answer, Explained, Problem, InferenceProblem, InferenceRequest, InferenceAnswer)
+    ]
     _, found = models_json_schema(models, ref_template=_PREFIX + "{model}")  # type: ignore[arg-type]
     schemas = found["$defs"]
     row: dict[str, Any] = {"type": "object"}
@@ -97,7 +99,7 @@ def document(app: FastAPI, service: Service, asks_for_token: bool) -> dict[str, 
     name = _parameter("name", service.default or "model")
     explained = {"anyOf": [_ref("Explained"), {"type": "array", "items": _ref("Explained")}]}
     either = {"anyOf": [*explained["anyOf"], _ref("Answer"), {"type": "array", "items": _ref("Answer")}]}
-    predict = {"summary": "The probability for one row, or for each row of a list.", "requestBody": body}
+    predict: dict[str, Any] = {"summary": "The probability for one row, or for each row of a list.", "requestBody": body}
     predict |= {"responses": {"200": _told("the answers", either)} | _refusals(_ERRORS, "Problem")}
     explain = predict | {"summary": "The same as /predict with explain=true."}
     explain |= {"responses": predict["responses"] | {"200": _told("the answers, explained", explained)}}
@@ -128,7 +130,11 @@ def _inference(name: dict[str, Any]) -> dict[str, Any]:
         told = {"responses": {"200": anything} | {code: refusals[code] for code in ("401", "404", "503")}}
         return {"get": {"summary": summary, "parameters": list(parameters)} | told}
 
-    paths = {"/v2": get("The server."), "/v2/health/live": get("The process answers."), "/v2/health/ready": get("A model is loaded.")}
+    paths = {
+        "/v2": get("The server."),
+        "/v2/health/live": get("The process answers."),
+        "/v2/health/ready": get("A model is loaded."),
+    }
     for path, parameters in (("/v2/models/{name}", [name]), ("/v2/models/{name}/versions/{version}", [name, version])):
         paths[path] = get("The model's inputs and outputs.", *parameters)
         paths[f"{path}/ready"] = get("The model is loaded.", *parameters)

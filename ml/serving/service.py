@@ -30,7 +30,7 @@ from ml.serving.team import team_of, team_of_one
 from ml.serving.telemetry import Telemetry
 
 SWITCH_SECONDS = 0.0005
-"""How long another thread's Python may keep the event loop waiting; the interpreter's own 5 ms are half of a good answer's time."""
+"""How long another thread's Python may keep the event loop waiting; the interpreter's own 5 ms would be felt."""
 LARGE_BODY = 16 << 10
 """Bytes; a larger body is parsed aside."""
 MOST_WAITING = 10_000
@@ -258,7 +258,9 @@ class Service:
     def _answered(self, asked: Asked) -> None:
         """Logs and counts what is about to be answered, and has shadows answer it too."""
         self._write(asked.entries)
-        self.telemetry.gave((row.lane.serving.version, row.cohort, entry.flags) for row, entry in zip(asked.rows, asked.entries, strict=True))
+        self.telemetry.gave(
+            (row.lane.serving.version, row.cohort, entry.flags) for row, entry in zip(asked.rows, asked.entries, strict=True)
+        )
         if asked.team.shadows:
             for entry in asked.entries:
                 if servings := asked.team.shadows.get(entry.cohort):

@@ -1,4 +1,4 @@
-"""Shadow models: they answer copies of what was answered, unseen, off the request path, and may stall or die without being felt."""
+"""Shadow models: they answer copies of what was answered, unseen, and may stall or die without being felt."""
 
 from __future__ import annotations
 

@@ -23,11 +23,14 @@ def team_of(document: Manifest, loaded: Mapping[Deployed, Serving], before: Team
     old = {each.serving: each for each in before.by_version.values()} if before else {}
     # by version, and not by bundle: two versions may share one, and each answers under its own name
     lanes = {deployed: old.get(serving) or lane(serving) for deployed, serving in loaded.items()}
-    cohorts = [CHAMPION, CANARY, BASELINE, *(EXPERIMENT + arm for arm in (document.experiment.arms if document.experiment else ()))]
+    cohorts = [
+        CHAMPION,
+        CANARY,
+        BASELINE,
+        *(EXPERIMENT + arm for arm in (document.experiment.arms if document.experiment else ())),
+    ]
     ladders = {cohort: _ladder(document, cohort, lanes) for cohort in cohorts}
-    copies = {
-        cohort: tuple(lanes[each].serving for each in shadows_of(document, cohort) if each in lanes) for cohort in cohorts
-    }
+    copies = {cohort: tuple(lanes[each].serving for each in shadows_of(document, cohort) if each in lanes) for cohort in cohorts}
     return Team(
         document.name,
         document,

@@ -26,7 +26,9 @@ class Telemetry:
         self.failures = self._counter("model_failures", "rows that a model did not answer", "model_version", "reason")
         self.swaps = self._counter("swaps", "models taken into service")
         self.refused = self._counter("bundles_refused", "bundles that failed verification or probe")
-        self.manifest = Gauge("evergreen_manifest_version", "deployment manifest that is served", ["name"], registry=self.registry)
+        self.manifest = Gauge(
+            "evergreen_manifest_version", "deployment manifest that is served", ["name"], registry=self.registry
+        )
         help_text = "time from body read to answer built"
         self.latency = Histogram("evergreen_request_seconds", help_text, buckets=BUCKETS, registry=self.registry)
         self._status = cache(self.requests.labels)

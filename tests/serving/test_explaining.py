@@ -116,7 +116,9 @@ def test_explain__one_fallback_of_two__that_row_alone_is_flagged(workspace: Path
     serving = Serving.of(Bundle.from_bytes(archive), "1")
     features = serving.assembler.assemble(NO_STORE, [serving.schema.parse(json.dumps(REQUEST).encode())[0][0]]).features
     answers = [{"flags": ["features_missing"]}, {"flags": ["features_missing", FALLBACK]}]
-    entry = Entry("", EVENT_TIME, EVENT_TIME, EVENT_TIME, "1", float(serving.predictor.predict(features)[0]), [], "", None, features[0])
+    entry = Entry(
+        "", EVENT_TIME, EVENT_TIME, EVENT_TIME, "1", float(serving.predictor.predict(features)[0]), [], "", None, features[0]
+    )
     plain, fallback = serving.explain(answers, [entry, entry])
     assert plain["explanation"] is not None
     assert plain["flags"] == ["features_missing"]

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import struct
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from ml.config import ROOT
 from ml.packaging.bundle import Bundle
 from ml.serving import service
 from ml.serving.log import folder
 from ml.serving.logs import JsonFormatter
 from tests.conftest import forget
 from tests.sample_bundle import REQUEST, sample_bundle, stored
+from tests.sample_models import explained_bundle, served
 from tests.serving.conftest import Serve, eventually, serves
 from tests.serving.test_ladder import failing, publish
 
@@ -56,7 +62,10 @@ def test_infer__json__as_the_protocol_says_and_not_logged(serve: Serve, given: t
         assert client.post(INFER, json=nested).json()["outputs"][0]["shape"] == [2, 1]
         older = client.post("/v2/models/flight_delay/versions/0/infer", json=question(numeric, text)).json()
         about = client.get("/v2/models/flight_delay").json()
-        states = [client.get(path).status_code for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/flight_delay/ready")]
+        states = [
+            client.get(path).status_code
+            for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/flight_delay/ready")
+        ]
     assert {k: answer[k] for k in ("model_name", "model_version", "id")} == {
         "model_name": "flight_delay",
         "model_version": "1",
@@ -208,7 +217,9 @@ def test_openapi__names_every_route_that_is_answered(serve: Serve) -> None:
             for method in methods:
                 url = path.replace("{name}", "flight_delay").replace("{version}", "1")
                 assert client.request(method, url, content=b"").status_code not in (404, 405, 500), path
-    assert {"/predict", "/explain", "/livez", "/readyz", "/metrics", "/metadata", "/v2/models/{name}/infer"} <= set(document["paths"])
+    assert {"/predict", "/explain", "/livez", "/readyz", "/metrics", "/metadata", "/v2/models/{name}/infer"} <= set(
+        document["paths"]
+    )
 
 
 def test_limit__too_many_wait__503_and_the_rest_is_answered(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,3 +268,32 @@ def test_log__an_event__one_json_object_in_one_line() -> None:
         "logger": "x",
         "message": "failed: é\n",
     }
+
+
+NO_PICKLE = """
+import json, sys
+from pathlib import Path
+opened = []
+sys.addaudithook(lambda event, args: opened.append(args) if event == "pickle.find_class" else None)
+from fastapi.testclient import TestClient
+from ml.packaging.bundle import Bundle
+from ml.serving.app import create_app
+
+archive, request = Path(sys.argv[1]).read_bytes(), json.loads(sys.argv[2])
+with TestClient(create_app(lambda: Bundle.from_bytes(archive))) as client:
+    states = [client.post(path, json=request).status_code for path in ("/predict", "/explain")]
+    states += [client.get(path).status_code for path in ("/metadata", "/metrics", "/v2/models/flight_delay")]
+import pickle
+loaded = list(opened)
+pickle.loads(pickle.dumps(Path))
+print(json.dumps([states, [str(each) for each in loaded], len(opened) > len(loaded)]))
+"""
+
+
+def test_process__serves_and_explains__without_loading_a_pickle(workspace: Path) -> None:
+    (workspace / "bundle.tar").write_bytes(explained_bundle(served()))
+    command = [sys.executable, "-c", NO_PICKLE, str(workspace / "bundle.tar"), json.dumps(REQUEST)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    states, loaded, notices = json.loads(done.stdout.splitlines()[-1])
+    assert (states, loaded, notices) == ([200] * 5, [], True)

@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ml.config import settings
@@ -234,4 +233,3 @@ def test_swap__models_that_no_manifest_names__are_dropped(serve: Serve) -> None:
     with serve() as client:
         eventually(lambda: loaded(client, "2", "3"))
         assert client.get("/v2/models/flight_delay/versions/1").status_code == 404
-
