@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +17,12 @@ from ml.config import Params, Table
 from ml.data.query import query
 from ml.data.schema import ARROW
 from ml.errors import EvergreenError
-from ml.features.definitions import Columns, Feature, FeatureModule, Recent, Value, load_module, request_columns
+from ml.features.definitions import Columns, FeatureModule, Recent, Value, load_module, request_columns
 from ml.features.history import EPOCH
-from ml.features.online import OnlineStore, StoreDownError
+from ml.features.online import Key, OnlineStore, Payload, StoreDownError
 
 MISSING, STALE, EXPIRED, AHEAD = "features_missing", "features_stale", "features_expired", "features_ahead"
+HOUR = timedelta(hours=1)
 NO_CLOCK = np.datetime64(EPOCH, "us")
 
 
@@ -54,7 +56,7 @@ def _known(module: FeatureModule, stored: Columns, ticks: np.ndarray) -> dict[st
     for view in module.views:
         if isinstance(view, Recent):
             known |= {c: stored[c] for c in view.columns}
-            known |= {c: np.nan_to_num(stored[c], nan=0.0) for c in view.counts}
+            known |= {c: np.where(np.isnan(stored[c]), 0.0, stored[c]) for c in view.counts}
         elif view.max_age_hours is None:
             known |= {c: stored[c] for c in view.columns}
         else:
@@ -90,6 +92,28 @@ def floor_to_tick(moment: datetime, tick_minutes: int) -> datetime:
     return EPOCH + (moment - EPOCH) // step * step
 
 
+class Known(NamedTuple):
+    """What the online store says: its tick (None: nothing can be said), and values by view and entity key."""
+
+    tick: datetime | None
+    found: Mapping[Key, Payload]
+
+
+NOTHING = Known(None, {})
+
+
+class Prepared(NamedTuple):
+    """A row of raw fields, and what follows from them alone."""
+
+    row: Mapping[str, Any]
+    event_time: datetime
+    due: datetime
+    """The tick whose values the row should be answered with."""
+    keys: tuple[Key | None, ...]
+    """By view; None: there is no such entity."""
+    entity_id: str
+
+
 @dataclass(frozen=True)
 class Assembled:
     """Features of some requests; lists are in the order of the requests."""
@@ -102,6 +126,8 @@ class Assembled:
     tick: datetime | None
     filled: dict[str, int]
     """By view, of how many rows the values were replaced by what the view declares for "nothing known"."""
+    columns: dict[str, np.ndarray]
+    """The features by name; NaN and None: missing."""
 
 
 class Assembler:
@@ -111,10 +137,14 @@ class Assembler:
         self.params = params
         self.module = load_module(params)
         self.spec = params.tables[params.problem.table]
+        self.lead = timedelta(hours=params.problem.lead_hours)
         self._event_time = _event_times(self.spec)
         self._raw = request_columns(params)
-        self._stored = [(view, c) for view in self.module.views for c in view.stored]
+        self._views = [(view.name, view.lag_hours, view.stored, [None] * len(view.stored)) for view in self.module.views]
+        self._stored = [c for view in self.module.views for c in view.stored]
         self._aliases = {f.name: f.formerly for f in self.module.features if f.formerly}
+        self._key_columns = list(dict.fromkeys(c for view in self.module.views for c in view.entity.columns))
+        self._keys = lru_cache(50_000, typed=True)(self._keys_of)  # 1 and 1.0 are other keys
 
     def assemble(self, store: OnlineStore, rows: Sequence[Mapping[str, Any]]) -> Assembled:
         """Features of raw rows; reads the store once for all rows and views.
@@ -124,38 +154,51 @@ class Assembler:
         much older that at least one view (`lag_hours`) is not used. ``features_ahead``: its tick is newer, as for a request that
         comes after its own prediction time.
         """
-        event_times = [self._event_time(row) for row in rows]
-        lead, minutes = timedelta(hours=self.params.problem.lead_hours), self.params.features.tick_minutes
-        due = [floor_to_tick(at - lead, minutes) for at in event_times]
-        keys = [[entity_key(view.entity.columns, row) for view in self.module.views] for row in rows]
-        names = [view.name for view in self.module.views]
+        prepared = [self.prepare(row) for row in rows]
         try:
-            wanted = {(name, key) for row in keys for name, key in zip(names, row, strict=True) if key is not None}
-            tick, found = store.read(sorted(wanted))
+            known = Known(*store.read(sorted({key for each in prepared for key in each.keys if key is not None})))
         except StoreDownError:
-            tick, found = None, {}  # answered as if nothing were known, and flagged
-        filled = dict.fromkeys(names, 0)
-        lags = [np.inf if tick is None else (at - tick) / timedelta(hours=1) for at in due]
-        values = np.full((len(rows), len(self._stored)), np.nan)
-        for i, (row, lag) in enumerate(zip(keys, lags, strict=True)):
-            usable = {}
-            for view, key in zip(self.module.views, row, strict=True):
-                if lag > view.lag_hours:
-                    filled[view.name] += 1
-                elif key is not None:
-                    usable[view.name] = found.get((view.name, key), {})
-            values[i] = [usable.get(view.name, {}).get(c) for view, c in self._stored]  # None becomes NaN
-        stored = {c: values[:, j] for j, (_, c) in enumerate(self._stored)}
-        raw = self._arrays(rows, event_times)
-        columns = finish(self.module, raw, stored, np.array(due, "datetime64[us]"))
+            known = NOTHING  # answered as if nothing were known, and flagged
+        return self.complete(prepared, [known] * len(rows))
+
+    def prepare(self, row: Mapping[str, Any]) -> Prepared:
+        """What a row's raw fields say by themselves: its name, its moment, and which entities' histories it needs."""
+        at = self._event_time(row)
+        name = "-".join([*(str(row[c]) for c in self.params.problem.id), f"{at:%Y%m%dT%H%M}"])
+        due = floor_to_tick(at - self.lead, self.params.features.tick_minutes)
+        return Prepared(row, at, due, self._keys(*(row[c] for c in self._key_columns)), name)
+
+    def complete(self, prepared: Sequence[Prepared], known: Sequence[Known]) -> Assembled:
+        """Features of prepared rows, n ≥ 0, each with what the store says for it; flags as in `assemble`."""
+        n, filled = len(prepared), {name: 0 for name, *_ in self._views}
+        lags = [inf if k.tick is None else (each.due - k.tick) / HOUR for each, k in zip(prepared, known, strict=True)]
+        values: list[list[float | None]] = []
+        for each, (_, found), lag in zip(prepared, known, lags, strict=True):
+            line: list[float | None] = []
+            for (name, lag_hours, columns, nothing), key in zip(self._views, each.keys, strict=True):
+                if lag > lag_hours:
+                    filled[name] += 1
+                    line += nothing
+                elif key is None or (payload := found.get(key)) is None:
+                    line += nothing
+                else:
+                    line += map(payload.get, columns)
+            values.append(line)
+        matrix = np.array(values, dtype=float).reshape(n, len(self._stored))  # None becomes NaN
+        stored = {c: matrix[:, j] for j, c in enumerate(self._stored)}
+        event_times = [each.event_time for each in prepared]
+        raw = self._arrays([each.row for each in prepared], event_times)
+        made = finish(self.module, raw, stored, np.array([each.due for each in prepared], "datetime64[us]"))
+        made |= {old: made[name] for name, others in self._aliases.items() for old in others}
         return Assembled(
-            self._by_row(columns, len(rows)),
-            [self._flags(tick, lag) for lag in lags],
-            [self._name(row, at) for row, at in zip(rows, event_times, strict=True)],
+            _by_row(made, n),
+            [self._flags(k.tick, lag) for k, lag in zip(known, lags, strict=True)],
+            [each.entity_id for each in prepared],
             event_times,
-            [at - lead for at in event_times],
-            tick,
+            [at - self.lead for at in event_times],
+            known[0].tick if n else None,
             filled,
+            made,
         )
 
     def _flags(self, tick: datetime | None, lag: float) -> list[str]:
@@ -167,24 +210,24 @@ class Assembler:
             return [AHEAD]
         return [STALE] if all(lag <= view.lag_hours for view in self.module.views) else [EXPIRED]
 
-    def _name(self, row: Mapping[str, Any], at: datetime) -> str:
-        return "-".join([*(str(row[c]) for c in self.params.problem.id), f"{at:%Y%m%dT%H%M}"])
+    def _keys_of(self, *values: Any) -> tuple[Key | None, ...]:
+        row = dict(zip(self._key_columns, values, strict=True))
+        keys = [(view.name, entity_key(view.entity.columns, row)) for view in self.module.views]
+        return tuple((name, key) if key is not None else None for name, key in keys)
 
     def _arrays(self, rows: Sequence[Mapping[str, Any]], event_times: Sequence[datetime]) -> dict[str, np.ndarray]:
         kinds: dict[str, Any] = {"string": object, "timestamp": "datetime64[us]"}
         arrays = {c: np.array([row[c] for row in rows], kinds.get(self.spec.columns[c], float)) for c in self._raw}
         return arrays | {"event_time": np.array(event_times, "datetime64[us]")}
 
-    def _by_row(self, columns: dict[str, np.ndarray], n: int) -> list[dict[str, Value]]:
-        columns = columns | {old: columns[name] for name, others in self._aliases.items() for old in others}
-        lists = [_plain(self.module.features, name, values) for name, values in columns.items()]
-        return [dict(zip(columns, (values[i] for values in lists), strict=True)) for i in range(n)]
 
-
-def _plain(features: Sequence[Feature], name: str, values: np.ndarray) -> list[Value]:
-    if values.dtype == object:
-        return list(values.tolist())
-    return [None if v != v else v for v in values.tolist()]
+def _by_row(columns: Mapping[str, np.ndarray], n: int) -> list[dict[str, Value]]:
+    """One mapping per row; NaN becomes None. One array for all columns: a list of each would cost more than the rest."""
+    values = np.empty((n, len(columns)), dtype=object)
+    for j, column in enumerate(columns.values()):
+        values[:, j] = column
+    values[values != values] = None
+    return [dict(zip(columns, line, strict=True)) for line in values.tolist()]
 
 
 def entity_key(columns: Sequence[str], row: Mapping[str, Any]) -> str | None:

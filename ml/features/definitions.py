@@ -10,6 +10,7 @@ import hashlib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -75,16 +76,16 @@ class Recent:
     owner: str
     lag_hours: int = 24
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         return tuple(f"{self.name}_{kind}_{h}h" for h in self.hours for kind in ("count", "rate", "mean"))
 
-    @property
+    @cached_property
     def stored(self) -> tuple[str, ...]:
         """Columns of the view's history and of the online store."""
         return self.columns
 
-    @property
+    @cached_property
     def counts(self) -> tuple[str, ...]:
         return tuple(f"{self.name}_count_{h}h" for h in self.hours)
 
@@ -110,7 +111,7 @@ class Latest:
     owner: str
     lag_hours: int = 24
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         age = (f"{self.name}_age",) if self.max_age_hours is not None else ()
         return tuple(f"{self.name}_{v}" for v in self.values) + age
@@ -120,7 +121,7 @@ class Latest:
         """The stored column from which the age comes: when the row became known, seconds since 2000-01-01 UTC."""
         return f"{self.name}_since"
 
-    @property
+    @cached_property
     def stored(self) -> tuple[str, ...]:
         """Columns of the view's history and of the online store."""
         since = (self.since,) if self.max_age_hours is not None else ()
@@ -148,7 +149,7 @@ class FeatureModule:
     reads: tuple[str, ...] = ()
     owner: str = "data-team"
 
-    @property
+    @cached_property
     def requested(self) -> list[Feature]:
         """The features that `request` makes."""
         columns = {c for v in self.views for c in v.columns}

@@ -1,10 +1,11 @@
-"""Follows the deployment manifest: load → verify → probe → swap, within a second of a change."""
+"""Follows the deployment manifests: load → verify → probe → swap, within a second of a change."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from ml.errors import IntegrityError
@@ -19,30 +20,45 @@ RETRY_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
+Loaded = dict[Deployed, Serving]
+
 
 class Follows(Protocol):
-    """What the follower steers."""
+    """What the follower steers. All is called on the follower's thread."""
 
     @property
-    def serving(self) -> Serving | None: ...
+    def default(self) -> str:
+        """The name that has to be served."""
 
-    def swap(self, serving: Serving) -> None: ...
+    def serves(self, name: str) -> bool:
+        """Whether any model of this name answers."""
 
-    def refuse(self, problem: str) -> None: ...
+    def swap(self, document: Manifest, loaded: Loaded) -> None:
+        """Takes a manifest into service. `loaded`: those of its models that may serve."""
 
-    def clear(self) -> None: ...
+    def drop(self, name: str) -> None:
+        """No manifest has this name any more."""
+
+    def refuse(self, name: str, problem: str) -> None:
+        """What should serve cannot; what serves now stays."""
+
+    def clear(self, name: str) -> None:
+        """What should serve does."""
 
 
 class Follower:
-    """A thread that keeps `target` at what the manifest says. A bundle that fails any check never serves."""
+    """A thread that keeps `target` at what the manifests say. A bundle that fails any check never serves."""
 
     def __init__(self, target: Follows) -> None:
         self._target = target
         self._stopping = threading.Event()
-        self._settled = 0
-        """The manifest version that is served."""
-        self._retry_at = 0.0
-        self._tried = 0
+        self._settled: dict[str, int] = {}
+        """By name, the manifest version that is served whole."""
+        self._tried: dict[str, tuple[int, float]] = {}
+        """By name, the version that was tried last, and when to try it again."""
+        self._loaded: dict[str, Loaded] = {}
+        self._swapped: dict[str, tuple[int, Collection[Deployed]]] = {}
+        """By name, what is in service: the manifest's version, and which of its models."""
         self._thread = threading.Thread(target=self._run, name="manifest-follower", daemon=True)
 
     def start(self) -> None:
@@ -57,42 +73,64 @@ class Follower:
             try:
                 self.look()
             except Exception as error:
-                self._target.refuse(f"the manifest cannot be read: {type(error).__name__}: {error}")
+                self._target.refuse(self._target.default, f"the manifest cannot be read: {type(error).__name__}: {error}")
             if self._stopping.wait(POLL_SECONDS):
                 return
 
     def look(self) -> None:
-        """One look at the manifest; swaps when it has moved."""
-        version = manifest.current_version()
-        if version == 0:
-            self._target.refuse("nothing was deployed yet: run train and release")
-        if version == self._settled and version:
-            self._target.clear()
-        waits = version == self._tried and time.monotonic() < self._retry_at
-        if version in (0, self._settled) or waits:
+        """One look at all manifests; swaps what has moved."""
+        versions = manifest.current_versions()
+        if self._target.default not in versions:
+            self._target.refuse(self._target.default, "nothing was deployed yet: run train and release")
+        for name in self._loaded.keys() - versions.keys():
+            self._target.drop(name)
+            self._settled.pop(name, None)
+            self._swapped.pop(name, None)
+            del self._loaded[name]
+        for name, version in versions.items():
+            self._look_at(name, version)
+
+    def _look_at(self, name: str, version: int) -> None:
+        if version == self._settled.get(name):
+            self._target.clear(name)
             return
-        self._tried, self._retry_at = version, time.monotonic() + RETRY_SECONDS
-        if (wanted := manifest.current()) is not None:
-            self._follow(wanted)
+        tried, retry_at = self._tried.get(name, (0, 0.0))
+        if version == tried and time.monotonic() < retry_at:
+            return
+        self._tried[name] = (version, time.monotonic() + RETRY_SECONDS)
+        try:
+            if (wanted := manifest.current(name)) is not None:
+                self._follow(wanted)
+        except Exception as error:
+            self._target.refuse(name, f"manifest {version} of {name} cannot be read: {type(error).__name__}: {error}")
 
     def _follow(self, wanted: Manifest) -> None:
         if wanted.champion is None:
-            self._target.refuse(f"manifest {wanted.version} names no champion")
+            self._target.refuse(wanted.name, f"manifest {wanted.version} names no champion")
             return
-        try:
-            self._target.swap(load(wanted.champion, wanted.version))
-            self._settled = wanted.version
-        except Exception as error:
-            if self._target.serving is None and wanted.previous is not None:
-                self._rescue(wanted.previous, wanted.version)
-            self._target.refuse(f"version {wanted.champion.version} of manifest {wanted.version}: {error}")
+        kept, loaded, problems = self._loaded.get(wanted.name, {}), {}, []
+        for deployed in _named(wanted):
+            try:
+                loaded[deployed] = kept.get(deployed) or load(deployed, wanted.version)
+            except Exception as error:
+                problems.append(f"version {deployed.version} of manifest {wanted.version}: {error}")
+        problem = "; ".join(problems)
+        stand_in = wanted.previous in loaded and not self._target.serves(wanted.name)
+        found = (wanted.version, loaded.keys())
+        if (wanted.champion in loaded or stand_in) and found != self._swapped.get(wanted.name):
+            self._target.swap(wanted, loaded)
+            self._loaded[wanted.name], self._swapped[wanted.name] = loaded, found
+        if problem:
+            self._target.refuse(wanted.name, problem)
+        else:
+            self._settled[wanted.name] = wanted.version
 
-    def _rescue(self, previous: Deployed, manifest_version: int) -> None:
-        """A service that starts while the champion is broken serves the one before."""
-        try:
-            self._target.swap(load(previous, manifest_version))
-        except Exception:
-            logger.exception("the previous champion, version %s, cannot serve either", previous.version)
+
+def _named(wanted: Manifest) -> Iterable[Deployed]:
+    """The models of a manifest, the champion first."""
+    arms = wanted.experiment.arms.values() if wanted.experiment else ()
+    every = (wanted.champion, wanted.canary, wanted.previous, wanted.shadow, *arms)
+    return dict.fromkeys(deployed for deployed in every if deployed is not None)
 
 
 def load(deployed: Deployed, manifest_version: int) -> Serving:

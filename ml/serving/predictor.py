@@ -31,15 +31,16 @@ class Predictor:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self._numeric, self._text = tuple(bundle.card.numeric), tuple(bundle.card.text)
+        self.numeric, self.text = tuple(bundle.card.numeric), tuple(bundle.card.text)
         self._session = _session(bundle)
 
-    def predict(self, features: Sequence[Mapping[str, Value]]) -> np.ndarray:
+    def predict(self, features: Sequence[Mapping[str, Value]], options: ort.RunOptions | None = None) -> np.ndarray:
         """Probability of label 1 for each row.
 
         Args:
             features: one mapping per row, feature name → value. None, or a name that is absent, means "not known": NaN for a
                 numeric feature, the empty string for a text feature. Names that the model does not know are ignored.
+            options: as in `run`.
 
         Returns:
             Shape (n,), float64, each in [0, 1].
@@ -47,16 +48,44 @@ class Predictor:
         Raises:
             PredictionError: a value has the wrong type, the graph failed, or an answer is not a number in [0, 1].
         """
-        if not features:
-            return np.empty(0)
+        return self.run(self._inputs(features), len(features), options) if features else np.empty(0)
+
+    def run(self, feed: Mapping[str, np.ndarray], n: int, options: ort.RunOptions | None = None) -> np.ndarray:
+        """Probability of label 1 for each of `n` ≥ 1 rows of a feed; float64 of shape (n,), each in [0, 1].
+
+        Args:
+            feed: ``numeric`` float32 [n, F] and ``text`` object [n, C], as `feed` makes them.
+            options: lets another thread end the run: ``options.terminate = True``.
+
+        Raises:
+            PredictionError: the graph failed or was ended, or an answer is not a number in [0, 1].
+        """
         try:
-            (column,) = self._session.run(["probability"], self._inputs(features))
+            (column,) = self._session.run(["probability"], feed, options)
         except Exception as error:
-            raise PredictionError(f"the model failed on {len(features)} rows: {error}") from error
+            raise PredictionError(f"the model failed on {n} rows: {error}") from error
         y_proba = np.asarray(column, dtype=np.float64).reshape(-1)
-        if y_proba.shape != (len(features),) or not np.all((y_proba >= 0) & (y_proba <= 1)):  # NaN fails both comparisons
-            raise PredictionError(f"the model answered {y_proba[:3].tolist()}… for {len(features)} rows: not probabilities")
+        if y_proba.shape != (n,) or not np.all((y_proba >= 0) & (y_proba <= 1)):  # NaN fails both comparisons
+            raise PredictionError(f"the model answered {y_proba[:3].tolist()}… for {n} rows: not probabilities")
         return y_proba
+
+    def feed(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The graph's inputs, from columns of shape (n,) as `ml.features.assembly` makes them: NaN and None are missing.
+
+        Raises:
+            PredictionError: a column is absent or of the wrong type.
+        """
+        made: dict[str, np.ndarray] = {}
+        try:
+            if self.numeric:
+                made["numeric"] = np.stack([columns[name] for name in self.numeric], axis=1).astype(np.float32)
+            if self.text:
+                values = np.stack([columns[name] for name in self.text], axis=1)
+                values[values == None] = ""  # noqa: E711 - elementwise
+                made["text"] = values
+        except (KeyError, ValueError, TypeError) as error:
+            raise PredictionError(f"no inputs of the model can be made: {error!r}") from error
+        return made
 
     def probe(self) -> float:
         """Compares this session with the answers recorded when the bundle was made.
@@ -88,10 +117,10 @@ class Predictor:
 
     def _inputs(self, features: Sequence[Mapping[str, Value]]) -> dict[str, np.ndarray]:
         feed: dict[str, np.ndarray] = {}
-        if self._numeric:
-            feed["numeric"] = np.array([[_number(row.get(n), n) for n in self._numeric] for row in features], dtype=np.float32)
-        if self._text:
-            feed["text"] = np.array([[_category(row.get(n), n) for n in self._text] for row in features], dtype=object)
+        if self.numeric:
+            feed["numeric"] = np.array([[_number(row.get(n), n) for n in self.numeric] for row in features], dtype=np.float32)
+        if self.text:
+            feed["text"] = np.array([[_category(row.get(n), n) for n in self.text] for row in features], dtype=object)
         return feed
 
 

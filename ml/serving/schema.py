@@ -20,11 +20,11 @@ class Answer(BaseModel):
     decision: int = Field(ge=0, le=1, description="1 when the probability reaches the model's threshold")
     entity_id: str = Field(description="the row's name: id columns and event time")
     model_version: str = Field(description="the registered version that answered")
-    cohort: str = Field(description="who was asked: champion")
+    cohort: str = Field(description="who was asked: champion, canary, baseline (of the canary), or experiment:<arm>")
     request_id: str = Field(description="the same for all rows of a request")
     flags: list[str] = Field(
-        description="features_missing, features_expired, features_stale, features_ahead, fallback_baseline, explanation_missing; "
-        "empty: all is well"
+        description="features_missing, features_expired, features_stale, features_ahead, fallback_champion, fallback_previous, "
+        "fallback_baseline, deadline, explanation_missing; empty: all is well"
     )
 
 

@@ -1,25 +1,40 @@
-"""The running service behind the routes: what serves now, the online store, the log, and one thread that answers."""
+"""The running service behind the routes: who serves now, online features, the log, and the way of a request through them."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
-import time
+import sys
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
-from ml.config import settings
-from ml.features.online import StoreDownError, open_store
+from ml.config import load_params, settings
+from ml.features.assembly import Known, Prepared
+from ml.features.online import open_store
 from ml.packaging.bundle import Bundle
-from ml.serving.answering import Serving
+from ml.serving import hot
+from ml.serving.answering import Answered, Serving
+from ml.serving.asked import BULK, Asked, Row, Team, Tensors, at_fault, gatherer
 from ml.serving.explaining import MAX_EXPLAINED, MISSING
-from ml.serving.follower import Follower
-from ml.serving.log import Entry, PredictionLog, folder
-from ml.serving.schema import Answer, Explained, RequestError
+from ml.serving.follower import Follower, Loaded
+from ml.serving.hot import HotFeatures
+from ml.serving.lane import Feed, Lane
+from ml.serving.log import PredictionLog, folder
+from ml.serving.manifest import Manifest
+from ml.serving.schema import RequestError
+from ml.serving.shadow import Shadows
+from ml.serving.team import team_of, team_of_one
 from ml.serving.telemetry import Telemetry
+
+SWITCH_SECONDS = 0.0005
+"""How long another thread's Python may keep the event loop waiting; the interpreter's own 5 ms would be felt."""
+LARGE_BODY = 16 << 10
+"""Bytes; a larger body is parsed aside."""
+MOST_WAITING = 10_000
+"""Rows; when more wait for a model, new requests are turned away."""
 
 logger = logging.getLogger(__name__)
 
@@ -28,171 +43,273 @@ class NotReadyError(Exception):
     """No model is loaded; the message says why."""
 
 
-@dataclass(frozen=True)
-class Given:
-    """The answers to one request, the same as log entries, and who gave them. `many`: the request was a list."""
-
-    serving: Serving
-    answers: list[Answer]
-    entries: list[Entry]
-    many: bool
-
-
 class Service:
-    """Answers requests with the model that the pointer names.
+    """Answers requests with the models that the manifests name.
 
     Args:
-        fixed: reads the one bundle to serve (inside a Bento); without it, the service follows the deployment manifest.
+        fixed: reads the one bundle to serve (inside a Bento); without it, the service follows the deployment manifests.
         write_log: False inside a sandbox, whose answers are not predictions.
     """
 
     def __init__(self, fixed: Callable[[], Bundle] | None = None, write_log: bool = True) -> None:
         self.telemetry = Telemetry()
-        self.serving: Serving | None = None
-        """The pointer. Requests take it once, so an answer is never of two models."""
-        self.problem = "starting"
-        """Why what should serve does not; empty when it does."""
+        self.teams: dict[str, Team] = {}
+        """By name; replaced whole, and a request takes its team once."""
+        self.problems: dict[str, str] = {}
+        """By name, why what should serve does not."""
+        self.default = ""
+        """The name that `/predict` means."""
         self._fixed, self._write_log = fixed, write_log
         self._log: PredictionLog | None = None
         self._follower: Follower | None = None
-        self._executor = ThreadPoolExecutor(1, "predict")  # the graph is fast; one thread keeps the event loop free for probes
-        self._explaining = ThreadPoolExecutor(1, "explain")  # and explanations are slow: no answer waits behind one
+        self._gather = gatherer(self.telemetry.filled_in)
+        self._aside = ThreadPoolExecutor(1, "aside")  # large bodies are parsed here
+        self._explaining = ThreadPoolExecutor(1, "explain")  # explanations are slow: no answer waits behind one
 
-    def start(self) -> None:
-        """Opens store and log and takes a model into service; returns at once when there is none yet."""
-        self.store = open_store(settings().online)
+    @property
+    def serving(self) -> Serving | None:
+        """The champion of the default name, or its stand-in."""
+        team = self.teams.get(self.default)
+        return team.lead.serving if team else None
+
+    @property
+    def problem(self) -> str:
+        """Why what should serve does not; empty when it does."""
+        return self.problems.get(self.default, "" if self.teams else "starting")
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Opens store and log and takes models into service; returns at once when there are none yet."""
+        self._loop = loop
+        sys.setswitchinterval(SWITCH_SECONDS)
+        bundle = self._fixed() if self._fixed else None
+        if bundle is not None:
+            self.default, budget_ms = bundle.card.name, bundle.card.params["serving"].get("budget_ms", 100)
+        else:
+            self.default, budget_ms = load_params().problem.name, load_params().serving.budget_ms
+        self.budget = budget_ms / 1000
+        self.features = HotFeatures(open_store(settings().online), hot.PATIENCE * self.budget)
+        self.features.start()
         if self._write_log:
             self._log = PredictionLog(folder(), on_written=self.telemetry.logged.inc, on_dropped=self.telemetry.dropped.inc)
-        if self._fixed is None:
+        self._shadows = Shadows(self._write, lambda outcome, n: self.telemetry.shadowed.labels(outcome).inc(n))
+        if bundle is not None:
+            self._put(team_of_one(Serving.of(bundle, bundle.digest[:12]), self._lane))
+        else:
             self._follower = Follower(self)
             self._follower.start()
-        else:
-            bundle = self._fixed()
-            self.swap(Serving.of(bundle, bundle.digest[:12]))
+        gc.collect()
+        gc.freeze()  # a full collection must not look through all modules while requests wait
 
     def stop(self) -> None:
-        """Ends the follower, lets running requests end, writes the log."""
+        """Ends the follower, the models' threads and the shadows, and writes the log. Requests have ended before."""
         if self._follower is not None:
             self._follower.stop()
-        self._executor.shutdown(wait=True)
         self._explaining.shutdown(wait=True)
+        self._aside.shutdown(wait=True)
+        self._shadows.stop()
+        self.features.stop()
+        for team in self.teams.values():
+            _close(team, self._loop)
         if self._log is not None:
             self._log.close()
+        gc.unfreeze()
 
-    def swap(self, serving: Serving) -> None:
-        """Takes a loaded and probed model into service, atomically; requests that hold the old one finish with it."""
-        self.problem = ""  # before the pointer: replacing that frees the old session, which lets other threads in
-        self.serving = serving
-        self.telemetry.swaps.inc()
-        self.telemetry.manifest.set(serving.manifest_version)
-        logger.info(
-            "serving version %s, bundle %s, manifest %d", serving.version, serving.bundle.digest[:12], serving.manifest_version
-        )
+    # What the follower calls
 
-    def refuse(self, problem: str) -> None:
+    def serves(self, name: str) -> bool:
+        return name in self.teams
+
+    def swap(self, document: Manifest, loaded: Loaded) -> None:
+        """Takes a manifest and its loaded and probed models into service; requests that hold the old ones finish with them."""
+        self._put(team_of(document, loaded, self.teams.get(document.name), self._lane))
+
+    def drop(self, name: str) -> None:
+        self.problems.pop(name, None)
+        teams = dict(self.teams)
+        gone = teams.pop(name, None)
+        self.teams = teams
+        if gone is not None:
+            _close(gone, self._loop)
+
+    def refuse(self, name: str, problem: str) -> None:
         """Reports that what should serve cannot; what serves now stays."""
-        if problem != self.problem:
+        if problem != self.problems.get(name):
             self.telemetry.refused.inc()
             logger.error("refused: %s", problem)
-        self.problem = problem
+        self.problems[name] = problem
 
-    def clear(self) -> None:
+    def clear(self, name: str) -> None:
         """What should serve does."""
-        self.problem = ""
+        self.problems.pop(name, None)
 
-    def ready(self) -> Serving:
-        """What serves now.
+    # What the routes call
+
+    def team(self, name: str | None = None) -> Team:
+        """Who serves a name (default: the problem's) now.
 
         Raises:
-            NotReadyError: nothing does; the message says why.
+            RequestError: 404, no manifest has this name.
+            NotReadyError: nothing serves it yet; the message says why.
         """
-        if (serving := self.serving) is None:
-            raise NotReadyError(self.problem)
-        return serving
+        name = name or self.default
+        if (team := self.teams.get(name)) is not None:
+            return team
+        if name == self.default or name in self.problems:
+            raise NotReadyError(self.problems.get(name) or "starting")
+        raise RequestError(404, f"there is no model {name!r}; there are: {', '.join(sorted(self.teams)) or 'none'}")
 
-    async def run(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs `work` on the answering thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+    def now(self) -> float:
+        """The event loop's clock, seconds."""
+        return self._loop.time()
 
-    async def predict(self, body: bytes, request_id: str | None) -> list[Answer] | Answer:
+    async def predict(self, name: str | None, body: bytes, request_id: str, explain: bool = False) -> list[Answered] | Answered:
         """Answers a request body: one row or a list of rows.
 
-        Raises:
-            NotReadyError: no model is loaded.
-            RequestError: the request is at fault.
-        """
-        given = await self.run(self._answered, body, request_id)
-        return given.answers if given.many else given.answers[0]
-
-    async def explain(self, body: bytes, request_id: str | None) -> list[Explained] | Explained:
-        """Answers as `predict` does, and then explains the answers; the answering thread is free meanwhile.
+        Args:
+            name: of the model; None: the problem's.
+            request_id: the caller's; empty: one is made.
+            explain: each answer gets its explanation.
 
         Raises:
             NotReadyError: no model is loaded.
-            RequestError: the request is at fault; 422 also when it has more than `MAX_EXPLAINED` rows.
+            RequestError: the request is at fault; 422 also when more than `MAX_EXPLAINED` rows are to be explained.
         """
-        given: Given = await self.run(self._answered, body, request_id, MAX_EXPLAINED)
-        loop = asyncio.get_running_loop()
-        explained = await loop.run_in_executor(self._explaining, given.serving.explain, given.answers, given.entries)
-        if missing := sum(MISSING in answer.flags for answer in explained):
-            self.telemetry.flags.labels(MISSING).inc(missing)
-        return explained if given.many else explained[0]
-
-    def _answered(self, body: bytes, request_id: str | None, most: int | None = None) -> Given:
-        """Answers, logs and counts a request of at most `most` rows."""
-        started, status = time.perf_counter(), "500"
+        started, status = self._loop.time(), 500
         try:
-            serving = self.ready()
-            rows, many = serving.schema.parse(body)
-            if most is not None and len(rows) > most:
-                raise RequestError(422, f"{len(rows)} rows to explain in one request, at most {most} are allowed; ask in parts")
-            answers, entries, filled = serving.answer(self.store, rows, request_id or uuid.uuid4().hex) if rows else ([], [], {})
-            if self._log is not None:
-                self._log.append(entries)
-            self.telemetry.rows.labels(serving.version).inc(len(answers))
-            for flag in (flag for answer in answers for flag in answer.flags):
-                self.telemetry.flags.labels(flag).inc()
-            for view, count in filled.items():
-                self.telemetry.filled.labels(view).inc(count)
-            status = "200"
-            return Given(serving, answers, entries, many)
+            asked = await self._asked(name, body, request_id, started, MAX_EXPLAINED if explain else None)
+            answers = asked.answers
+            status = 200
         except RequestError as error:
-            status = str(error.status)
+            status = error.status
             raise
         except NotReadyError:
-            status = "503"
+            status = 503
             raise
         finally:
-            self.telemetry.requests.labels(status).inc()
-            self.telemetry.latency.observe(time.perf_counter() - started)
+            self.telemetry.answered(status, self._loop.time() - started)
+        if explain and answers:
+            answers = await self._loop.run_in_executor(self._explaining, _explained, asked)
+            if missing := sum(MISSING in answer["flags"] for answer in answers):
+                self.telemetry.flags.labels(MISSING).inc(missing)
+        return answers if asked.many else answers[0]
 
-    def metadata(self) -> dict[str, Any]:
-        """What serves, since when, from which data, and what was refused last."""
-        tick, down = None, ""
-        try:
-            tick, _ = self.store.read([])
-        except StoreDownError as error:
-            down = str(error)
-        about: dict[str, Any] = {
-            "feature_tick": tick,
-            "feature_store_problem": down or None,
-            "problem": self.problem or None,
-            "model_version": None,
-        }
-        if (serving := self.serving) is not None:
-            card = serving.bundle.card
-            about |= {
-                "name": card.name,
-                "task": card.task,
-                "model_version": serving.version,
-                "manifest_version": serving.manifest_version,
-                "bundle": serving.bundle.digest,
-                "model": card.model_digest,
-                "since": serving.since,
-                "threshold": card.threshold,
-                "max_batch": serving.schema.max_batch,
-                "explains": serving.bundle.explainer is not None,
-                "features": card.numeric + card.text,
-                "lineage": card.lineage,
-            }
-        return about
+    async def infer(self, lane: Lane, feed: Feed, n: int) -> Any:
+        """Probabilities, float64 of shape (n,), of rows whose features are given; nothing is logged.
+
+        Raises:
+            RequestError: 500 or 504, the model did not answer (in time).
+        """
+        deadline = self._loop.time() + self._budget(n)
+        tensors = Tensors(feed, n, deadline, self._loop.create_future())
+        if not lane.works():
+            raise RequestError(503, f"version {lane.serving.version} was too slow a moment ago")
+        lane.tensors.append(tensors)
+        lane.wake()
+        return await tensors.done
+
+    async def _asked(self, name: str | None, body: bytes, request_id: str, started: float, most: int | None) -> Asked:
+        team = self.team(name)
+        if len(body) > LARGE_BODY:
+            prepared, many = await self._loop.run_in_executor(self._aside, _parsed, team.lead.serving, body, most)
+        else:
+            prepared, many = _parsed(team.lead.serving, body, most)
+        if len(team.lead.rows) > MOST_WAITING or len(team.lead.bulk) > MOST_WAITING:
+            raise RequestError(503, "too many requests wait already; ask again in a moment")
+        budget = self._budget(len(prepared))
+        done = self._loop.create_future()
+        asked = Asked(team, request_id or uuid.uuid4().hex, many, started, started + budget, self._answered, done)
+        asked.rows = [Row(asked, each) for each in prepared]
+        asked.left = len(asked.rows)
+        if not asked.rows:
+            return asked
+        known = self.features.lookup(key for each in prepared for key in each.keys)
+        if known is not None:
+            asked.start(known)
+        else:
+            self._read(asked, prepared)
+        return await done
+
+    def _budget(self, rows: int) -> float:
+        return self.budget * max(1, -(-rows // BULK))
+
+    def _read(self, asked: Asked, prepared: list[Prepared]) -> None:
+        """Starts a request when the store has been read for it, or when it has waited long enough."""
+        started = False
+
+        def arrived(known: Known) -> None:
+            nonlocal started
+            if not started:
+                started = True
+                timer.cancel()
+                asked.start(known)
+
+        def enough() -> None:
+            if not started:
+                self.features.distrust()
+                arrived(hot.NOTHING)
+
+        def almost() -> None:
+            self._loop.call_soon(enough)  # what has arrived while the loop was busy comes first
+
+        timer = self._loop.call_later(self.features.patience, almost)
+        keys = [key for each in prepared for key in each.keys if key is not None]
+        self.features.read(keys, lambda known: self._loop.call_soon_threadsafe(arrived, known))
+
+    def _answered(self, asked: Asked) -> None:
+        """Logs and counts what is about to be answered, and has shadows answer it too."""
+        self._write(asked.entries)
+        self.telemetry.gave(
+            (row.lane.serving.version, row.cohort, entry.flags) for row, entry in zip(asked.rows, asked.entries, strict=True)
+        )
+        if asked.team.shadows:
+            for entry in asked.entries:
+                if servings := asked.team.shadows.get(entry.cohort):
+                    self._shadows.copy(servings, entry)
+
+    def _write(self, entries: list[Any]) -> None:
+        if self._log is not None:
+            self._log.append(entries)
+
+    def _lane(self, serving: Serving) -> Lane:
+        return Lane(serving, self._gather, lambda version, reason, n: self.telemetry.failures.labels(version, reason).inc(n))
+
+    def _put(self, team: Team) -> None:
+        before = self.teams.get(team.name)
+        self.problems.pop(team.name, None)
+        self.teams = self.teams | {team.name: team}
+        self.telemetry.swaps.inc()
+        self.telemetry.manifest.labels(team.name).set(team.version)
+        if before is not None:
+            _close(before, self._loop, team)
+        lead = team.lead.serving
+        about = (team.name, lead.version, lead.bundle.digest[:12], team.version, sorted(team.by_version))
+        logger.info("serving %s: version %s, bundle %s, manifest %d, models %s", *about)
+
+
+def _close(team: Team, loop: asyncio.AbstractEventLoop, after: Team | None = None) -> None:
+    """Closes the lanes of a team that the one after it does not have."""
+    kept = set(after.by_version.values()) if after else set()
+    for lane in set(team.by_version.values()) - kept:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(lane.close)
+
+
+def _parsed(serving: Serving, body: bytes, most: int | None) -> tuple[list[Prepared], bool]:
+    rows, many = serving.schema.parse(body)
+    if most is not None and len(rows) > most:
+        raise RequestError(422, f"{len(rows)} rows to explain in one request, at most {most} are allowed; ask in parts")
+    try:
+        return [serving.assembler.prepare(row) for row in rows], many
+    except Exception as error:
+        raise at_fault(" ".join(str(error).split())[:200]) from error
+
+
+def _explained(asked: Asked) -> list[Answered]:
+    """Each answer explained by the model that gave it."""
+    explained: list[Answered] = list(asked.answers)
+    for serving in {row.lane: row.lane.serving for row in asked.rows}.values():
+        mine = [i for i, row in enumerate(asked.rows) if row.lane.serving is serving]
+        found = serving.explain([asked.answers[i] for i in mine], [asked.entries[i] for i in mine])
+        for i, answer in zip(mine, found, strict=True):
+            explained[i] = answer
+    return explained

@@ -94,7 +94,9 @@ def _is_answer(status: int, answer: Any) -> bool:
 def _call(url: str, document: Any = None) -> tuple[int, Any]:
     """Status and JSON body; status 0 when there was no answer."""
     body = None if document is None else json.dumps(document).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    token = settings().token.get_secret_value()
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(url, body, headers)
     try:
         with urllib.request.urlopen(request, timeout=30) as response:
             return response.status, json.load(response)

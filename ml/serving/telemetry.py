@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
+from collections.abc import Iterable
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -12,20 +16,44 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = self._counter("requests", "requests to /predict", "status")
-        self.rows = self._counter("predictions", "rows answered", "model_version")
+        self.requests = self._counter("requests", "requests for predictions", "status")
+        self.rows = self._counter("predictions", "rows answered", "model_version", "cohort")
         self.flags = self._counter("flags", "rows answered with this flag", "flag")
         self.filled = self._counter("features_filled", "rows answered as if nothing were known of this view", "view")
         self.logged = self._counter("predictions_logged", "rows written to the prediction log")
         self.dropped = self._counter("predictions_dropped", "rows lost to the prediction log")
+        self.shadowed = self._counter("shadow_rows", "copies of rows for shadow models", "outcome")
+        self.failures = self._counter("model_failures", "rows that a model did not answer", "model_version", "reason")
         self.swaps = self._counter("swaps", "models taken into service")
         self.refused = self._counter("bundles_refused", "bundles that failed verification or probe")
-        self.manifest = Gauge("evergreen_manifest_version", "deployment manifest that is served", registry=self.registry)
+        self.manifest = Gauge(
+            "evergreen_manifest_version", "deployment manifest that is served", ["name"], registry=self.registry
+        )
         help_text = "time from body read to answer built"
         self.latency = Histogram("evergreen_request_seconds", help_text, buckets=BUCKETS, registry=self.registry)
+        self._status = cache(self.requests.labels)
+        self._rows = cache(self.rows.labels)
 
-    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
-        return Counter(f"evergreen_{name}", help_text, labels, registry=self.registry)
+    def answered(self, status: int, seconds: float) -> None:
+        """Counts one request."""
+        self._status(str(status)).inc()
+        self.latency.observe(seconds)
+
+    def gave(self, answers: Iterable[tuple[str, str, list[str]]]) -> None:
+        """Counts rows by model version and cohort, and their flags."""
+        for version, cohort, flags in answers:
+            self._rows(version, cohort).inc()
+            for flag in flags:
+                self.flags.labels(flag).inc()
+
+    def filled_in(self, views: Tally[str] | dict[str, int]) -> None:
+        """Counts, by view, the rows whose values were filled in."""
+        for view, count in views.items():
+            if count:
+                self.filled.labels(view).inc(count)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(f"evergreen_{name}", help_text, labels, registry=self.registry)

@@ -114,14 +114,16 @@ def test_explain__bundle_of_an_earlier_version__answered_and_flagged(serve: Serv
 
 def test_explain__one_fallback_of_two__that_row_alone_is_flagged(workspace: Path, archive: bytes) -> None:
     serving = Serving.of(Bundle.from_bytes(archive), "1")
-    rows, _ = serving.schema.parse(json.dumps([REQUEST, REQUEST]).encode())
-    (first, second), entries, _ = serving.answer(NO_STORE, rows, "mine")
-    second = second.model_copy(update={"flags": [*second.flags, FALLBACK]})
-    plain, fallback = serving.explain([first, second], entries)
-    assert plain.explanation is not None
-    assert plain.flags == ["features_missing"]
-    assert fallback.explanation is None
-    assert fallback.flags == ["features_missing", "fallback_baseline", "explanation_missing"]
+    features = serving.assembler.assemble(NO_STORE, [serving.schema.parse(json.dumps(REQUEST).encode())[0][0]]).features
+    answers = [{"flags": ["features_missing"]}, {"flags": ["features_missing", FALLBACK]}]
+    entry = Entry(
+        "", EVENT_TIME, EVENT_TIME, EVENT_TIME, "1", float(serving.predictor.predict(features)[0]), [], "", None, features[0]
+    )
+    plain, fallback = serving.explain(answers, [entry, entry])
+    assert plain["explanation"] is not None
+    assert plain["flags"] == ["features_missing"]
+    assert fallback["explanation"] is None
+    assert fallback["flags"] == ["features_missing", "fallback_baseline", "explanation_missing"]
 
 
 def test_explain__fallback__answered_and_flagged(serve: Serve, model: Fitted) -> None:
