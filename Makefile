@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast demo bench-features bench-tuning bench-gates up down status
+.PHONY: help setup lock lint format test test-fast demo bench-features bench-tuning bench-gates fault-table api-cases up down status
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -69,6 +69,12 @@ bench-tuning: $(STAMP)  ## the search beside the usual ones, on three months; ha
 
 bench-gates: $(STAMP)  ## how often the gate errs, on the shipped year: false promotions, power, reused days; some minutes
 	@$(BIN)/python -m ops.bench_gates --pictures docs
+
+fault-table: $(STAMP)  ## the service under load while things break, and 500 hot swaps; some minutes
+	@$(BIN)/python -m ops.faults
+
+api-cases: $(STAMP)  ## thousands of made-up requests from the OpenAPI document: no server error, no answer against the schema
+	@$(BIN)/python -m ops.api_cases
 
 up: $(STAMP)  ## start Airflow, MLflow and the prediction service
 	@$(BIN)/python -m ops.services up

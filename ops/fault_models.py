@@ -64,7 +64,7 @@ def deployed(
         request={name: kind for name, kind in table.columns.items() if name not in table.outcomes},
         params=params.model_dump(mode="json", include={"problem", "tables", "features", "serving"}),
         climatology=Climatology(by=params.baseline.climatology, rates={}, overall=0.5),
-        lineage={"made": "for a load test"},
+        lineage={"made": f"for a load test, version {version}"},  # so that each version is a file of its own
         examples=[Example(request=dict(row), features=dict(features), probability=probability)],
         profile=b"{}",
     )

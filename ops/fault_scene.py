@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -53,7 +52,9 @@ class Scene:
     """Entity id and request body, of one hour of rows; every feature of them is in the store."""
     make: Callable[..., Any]
     """`ops.fault_models.deployed` for this problem: version, kind, turns."""
-    store: Store
+    values: Any
+    """What the online store holds, by view."""
+    store: SQLiteFile | RedisBehindProxy
     service: Supervised
 
     def promote(self, version: str) -> None:
@@ -82,26 +83,19 @@ class Scene:
 
 
 @contextlib.contextmanager
-def scene(redis: bool = True) -> Iterator[Scene]:
-    """A day of the shipped data landed in a temporary folder, the online store filled, version 1 serving.
-
-    Args:
-        redis: False keeps the features in SQLite though redis-server is installed.
-    """
+def scene() -> Iterator[Scene]:
+    """Days of the shipped data landed in a temporary folder, the online store filled, version 1 serving."""
     from ops.bench_features import landed_days
 
     with landed_days(FIRST, TICK.date() + timedelta(days=1)), contextlib.ExitStack() as stack:
         from ml.config import settings
 
         home = settings().var
-        store: Store = RedisBehindProxy(home) if redis and shutil.which("redis-server") else SQLiteFile(home)
-        stack.callback(store.close)
-        os.environ["EVERGREEN_ONLINE"] = store.url
-        settings.cache_clear()
-        rows, make = _filled(store)
+        store = SQLiteFile(home)
+        rows, make, values = _filled(store)
         service = Supervised(home)
         stack.callback(service.close)
-        made = Scene(home, rows, make, store, service)
+        made = Scene(home, rows, make, values, store, service)
         try:
             made.promote("1")
             service.start()
@@ -112,8 +106,8 @@ def scene(redis: bool = True) -> Iterator[Scene]:
             raise
 
 
-def _filled(store: Store) -> tuple[list[tuple[str, bytes]], Callable[..., Any]]:
-    """Writes the tick's values of every view to the store, and gives the rows due in the hour, and a maker of models."""
+def _filled(store: SQLiteFile) -> tuple[list[tuple[str, bytes]], Callable[..., Any], Any]:
+    """Writes the tick's values of every view to the store; gives the rows due in the hour, a maker of models, and the values."""
     from ml.config import load_params
     from ml.data import rows
     from ml.features import days, history, inputs
@@ -126,8 +120,9 @@ def _filled(store: Store) -> tuple[list[tuple[str, bytes]], Callable[..., Any]]:
     module = load_module(params)
     root, version = landed(TICK.date() + timedelta(days=1))
     found = days.histories(params, inputs.landed(root, version.last_day), TICK, TICK)
-    online = open_store(store.direct)
-    online.write(TICK, {view.name: history.last_values(view, found[view.name], TICK) for view in module.views})
+    online = open_store(store.url)
+    values = {view.name: history.last_values(view, found[view.name], TICK) for view in module.views}
+    online.write(TICK, values)
     start = TICK + timedelta(hours=params.problem.lead_hours)
     spec = params.tables[params.problem.table]
     due = rows.problem_rows(root, start, start + timedelta(hours=1), TICK)
@@ -139,7 +134,7 @@ def _filled(store: Store) -> tuple[list[tuple[str, bytes]], Callable[..., Any]]:
     def make(version: str, **how: Any) -> Any:
         return deployed(params, module, example, features, version, **how)
 
-    return list(zip(due["entity_id"].to_pylist(), bodies, strict=True)), make
+    return list(zip(due["entity_id"].to_pylist(), bodies, strict=True)), make, values
 
 
 class Supervised:
@@ -152,6 +147,7 @@ class Supervised:
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = (home / "serving.log").open("ab")
         self._prefix: list[str] = []
+        self._settings: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -161,14 +157,15 @@ class Supervised:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, prefix: list[str] | None = None) -> None:
+    def start(self, prefix: list[str] | None = None, **settings: str) -> None:
         """Starts it and waits until it is ready.
 
         Args:
             prefix: a command that runs the command after it in its own place.
+            settings: environment variables.
         """
         self._stopping.clear()
-        self._prefix = prefix or []
+        self._prefix, self._settings = prefix or [], settings
         self._spawn()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -206,6 +203,7 @@ class Supervised:
 
     def _spawn(self) -> None:
         env = environment.common() | {"EVERGREEN_SERVING_PORT": str(self.port), "EVERGREEN_HOST": "127.0.0.1"}
+        env |= self._settings
         command = [*self._prefix, sys.executable, "-c", "from ml.cli import main; main()", "serve"]
         self._process = subprocess.Popen(command, env=env, stdout=self._log, stderr=self._log)
 
@@ -216,12 +214,10 @@ class Supervised:
 
 
 class SQLiteFile:
-    """The store as a file: it can be taken away, but not be slow."""
-
-    can_be_slow = False
+    """The online store as it is by default; it can be taken away."""
 
     def __init__(self, home: Path) -> None:
-        self.url = self.direct = str(home / "online.db")
+        self.url = str(home / "online.db")
 
     def stop(self) -> None:
         Path(self.url).rename(self.url + ".away")
@@ -229,24 +225,15 @@ class SQLiteFile:
     def start(self) -> None:
         Path(self.url + ".away").rename(self.url)
 
-    def slow(self, seconds: float) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Nothing runs."""
-
 
 class RedisBehindProxy:
     """A redis-server, and before it a proxy that can hold answers back."""
-
-    can_be_slow = True
 
     def __init__(self, home: Path) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
         self._home = home
-        self.direct = f"redis://127.0.0.1:{self._port}/0"
         self._delay = 0.0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
@@ -297,6 +284,3 @@ class RedisBehindProxy:
                 writer.write(data)
                 await writer.drain()
         writer.close()
-
-
-Store = SQLiteFile | RedisBehindProxy

@@ -10,21 +10,17 @@ until a new manifest serves again where the fault was about that.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import math
-import shutil
-import sqlite3
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from ops.bench_features import say, show
+from ops.fault_kinds import FAULTS, Versions, prepared
 from ops.fault_models import BANDS, band
 from ops.fault_scene import Scene, eventually, scene
 from ops.open_loop import Load, Reply
@@ -32,7 +28,6 @@ from ops.open_loop import Load, Reply
 SETTLE = 10.0
 """Seconds after a fault in which the service may recover."""
 BASELINE = "fallback_baseline"
-Versions = Callable[[], str]
 
 
 @dataclass
@@ -55,151 +50,11 @@ class Row:
     """A few of what was not valid, for reading."""
 
 
-Fault = Callable[[Scene, Versions], contextlib.AbstractContextManager[list[str]]]
-"""Breaks something on entry and mends it on exit; the list is of notes, complete after the exit."""
-
-
-# ---- the faults
-
-
-@contextlib.contextmanager
-def store_stopped(at: Scene, _: Versions) -> Iterator[list[str]]:
-    at.store.stop()
-    yield [type(at.store).__name__]
-    at.store.start()
-
-
-@contextlib.contextmanager
-def store_slow(at: Scene, _: Versions) -> Iterator[list[str]]:
-    at.store.slow(2.0)
-    yield ["each read takes 2 s"]
-    at.store.slow(0)
-
-
-@contextlib.contextmanager
-def ledger_away(at: Scene, version: Versions) -> Iterator[list[str]]:
-    path = at.home / "ledger.db"
-    away = path.with_suffix(".away")
-    path.rename(away)
-    notes = ["then a new champion"]
-    yield notes
-    away.replace(path)
-    _promoted(at, version())
-
-
-@contextlib.contextmanager
-def ledger_locked(at: Scene, version: Versions) -> Iterator[list[str]]:
-    with contextlib.closing(sqlite3.connect(at.home / "ledger.db", timeout=30, isolation_level=None)) as connection:
-        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
-        connection.execute("BEGIN EXCLUSIVE")
-        yield ["then a new champion"]
-        connection.execute("ROLLBACK")
-    _promoted(at, version())
-
-
-@contextlib.contextmanager
-def manifest_garbage(at: Scene, version: Versions) -> Iterator[list[str]]:
-    with contextlib.closing(sqlite3.connect(at.home / "ledger.db", timeout=30)) as connection:
-        name, newest = connection.execute("SELECT name, max(version) FROM manifests GROUP BY name").fetchone()
-        connection.execute("INSERT INTO manifests (name, version, key, document) VALUES (?, ?, 'x', '{]')", (name, newest + 1))
-        connection.commit()
-        yield ["then a new champion"]
-        connection.execute("DELETE FROM manifests WHERE key = 'x'")
-        connection.commit()
-    _promoted(at, version())
-
-
-@contextlib.contextmanager
-def artifact_truncated(at: Scene, version: Versions) -> Iterator[list[str]]:
-    made = at.make(version())
-    (archive,) = [path for path in (at.home / "store").rglob("*") if path.name.endswith(made.bundle[2:]) and path.is_file()]
-    archive.write_bytes(archive.read_bytes()[:1000])
-    at.publish("half a bundle", champion=made)
-    yield ["then a new champion"]
-    _promoted(at, version())
-
-
-@contextlib.contextmanager
-def disk_full(at: Scene, _: Versions) -> Iterator[list[str]]:
-    filler = Path(f"/proc/{at.service.pid}/root{at.home}/predictions/filler")
-    with filler.open("wb", buffering=0) as file:
-        with contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-        notes = [""]
-        yield notes
-        file.truncate(0)
-    eventually(lambda: at.counted("evergreen_predictions_logged_total") > 0, "the log is written again")
-    time.sleep(2)
-    notes[0] = (
-        f"logged {at.counted('evergreen_predictions_logged_total'):,.0f}, "
-        f"dropped {at.counted('evergreen_predictions_dropped_total'):,.0f}"
-    )
-
-
-@contextlib.contextmanager
-def shadow_hangs(at: Scene, version: Versions) -> Iterator[list[str]]:
-    at.publish("shadow", shadow=at.make(version(), kind="slow", turns=3_000_000))
-    yield ["each copy takes seconds of a core"]
-    at.publish("no shadow", shadow=None)
-
-
-@contextlib.contextmanager
-def canary_raises(at: Scene, version: Versions) -> Iterator[list[str]]:
-    with _canary(at, version(), "raises") as notes:
-        yield notes
-
-
-@contextlib.contextmanager
-def canary_nan(at: Scene, version: Versions) -> Iterator[list[str]]:
-    with _canary(at, version(), "nan") as notes:
-        yield notes
-
-
-@contextlib.contextmanager
-def worker_killed(at: Scene, _: Versions) -> Iterator[list[str]]:
-    at.service.kill()
-    yield ["one process; its supervisor starts it again"]
-
-
-def _canary(at: Scene, version: str, kind: str) -> contextlib.AbstractContextManager[list[str]]:
-    @contextlib.contextmanager
-    def served() -> Iterator[list[str]]:
-        at.publish(f"canary that {kind}", canary=at.make(version, kind=kind), canary_share=0.5)
-        yield ["canary of half of the entities"]
-        at.publish("no canary", canary=None, canary_share=0.0)
-
-    return served()
-
-
-def _promoted(at: Scene, version: str) -> None:
-    at.promote(version)
-    eventually(lambda: at.ask().get("model_version") == version, f"version {version} serves")
-
-
-FAULTS: dict[str, tuple[str, Fault]] = {
-    "store-stopped": ("feature store stopped", store_stopped),
-    "store-slow": ("feature store slow", store_slow),
-    "ledger-away": ("ledger's database moved away", ledger_away),
-    "ledger-locked": ("ledger's database locked", ledger_locked),
-    "manifest-garbage": ("manifest is garbage", manifest_garbage),
-    "artifact-truncated": ("champion's bundle truncated", artifact_truncated),
-    "disk-full": ("disk full for the log", disk_full),
-    "canary-raises": ("canary raises", canary_raises),
-    "canary-nan": ("canary answers NaN", canary_nan),
-    "shadow-hangs": ("shadow hangs", shadow_hangs),
-    "worker-killed": ("worker killed (-9)", worker_killed),
-}
-
-
-# ---- what they did
-
-
 def run(at: Scene, name: str, rate: float, seconds: float, version: Versions) -> Row:
     """Plays one fault under load: calm as long as the fault, the fault, and then until answers are whole again."""
     title, fault = FAULTS[name]
     row = Row(title)
-    with _prepared(at, name) as able:
+    with prepared(at, name) as able:
         if able:
             return Row(title, note=f"left out: {able}")
         with Load(at.service.port, at.rows, rate) as load:
@@ -212,7 +67,7 @@ def run(at: Scene, name: str, rate: float, seconds: float, version: Versions) ->
             if name == "worker-killed":
                 eventually(at.service.ready, "it is back")
             _settle(load)
-            until = time.monotonic() if name == "worker-killed" else mended
+            until = time.monotonic() if name == "worker-killed" else ended
     row.note = notes[0]
     _fill(row, load.replies, began, until, ended)
     if "then a new champion" in notes:
@@ -231,7 +86,7 @@ def swaps(at: Scene, count: int, rate: float, version: Versions) -> Row:
         for i in range(count):
             champion = made[i % len(made)]
             at.publish("swap", champion=champion)
-            eventually(lambda v=champion.version: load.replies[-1].answer.get("model_version") == v, "the next serves")
+            _serves(load, champion.version)
             if (i + 1) % 50 == 0:
                 say(f"  {i + 1} swaps, {time.monotonic() - began:.0f} s")
         ended = time.monotonic()
@@ -275,6 +130,10 @@ def fault_of(reply: Reply) -> str:
     return ""
 
 
+def _serves(load: Load, version: str) -> None:
+    eventually(lambda: load.replies[-1].answer.get("model_version") == version, f"version {version} serves")
+
+
 def _settle(load: Load) -> None:
     """Waits until a second of answers was whole, at most `SETTLE`."""
     deadline = time.monotonic() + SETTLE
@@ -284,30 +143,6 @@ def _settle(load: Load) -> None:
         last = [r for r in load.replies[-5000:] if r.at > now - 1.2]
         if last and min(r.at for r in last) < now - 1 and not any(fault_of(r) or r.answer["flags"] for r in last):
             return
-
-
-@contextlib.contextmanager
-def _prepared(at: Scene, name: str) -> Iterator[str]:
-    """What a fault needs before the load comes: why it cannot be played here, or nothing."""
-    if name == "store-slow" and not at.store.can_be_slow:
-        yield "redis-server is not installed"
-    elif name == "disk-full":
-        if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
-            yield "no user namespace may be made here"
-            return
-        folder = at.home / "predictions"
-        folder.mkdir(exist_ok=True)
-        at.service.stop()
-        at.service.start(["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=2m tmpfs "{folder}" && exec "$@"', "-"])
-        yield ""
-        at.service.stop()
-        at.service.start()
-    elif name == "shadow-hangs":
-        yield ""
-        at.service.stop()  # what hangs would weigh on the next
-        at.service.start()
-    else:
-        yield ""
 
 
 def table(rows: Sequence[Row]) -> None:
