@@ -58,6 +58,7 @@ class Entry:
     tick: datetime | None
     features: dict[str, Value]
     cohort: str = "champion"
+    """Of `ml.serving.router`; "shadow" for an answer that nobody was given."""
     manifest: int = 0
     """Version of the manifest under which it was answered."""
     seconds: float = 0.0
