@@ -21,27 +21,28 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.api_cases", description=__doc__)
+    parser.add_argument("--each", type=int, default=1500, help="at most so many for each route (default 1,500)")
     parser.add_argument("--cases", type=int, default=5000, help="at least so many in all (default 5,000)")
     parser.add_argument("--seed", type=int, default=1, help="of what is made up")
     asked = parser.parse_args(arguments)
     with scene() as at:
-        count, failed = cases(f"{at.service.url}/openapi.json", at.home / "cases.json", asked.cases, asked.seed)
+        count, failed = cases(f"{at.service.url}/openapi.json", at.home / "cases.json", asked.each, asked.seed)
         if not at.service.ready() or not at.ask():
             raise EvergreenError("the service does not answer after the cases", "see what was sent last, above")
     print(f"{count:,} cases, {'with failures: see above' if failed else '0 server errors, 0 answers against the schema'}")
     if count < asked.cases:
-        raise EvergreenError(f"{count:,} cases are fewer than {asked.cases:,}", "ask for more with --cases")
+        raise EvergreenError(f"{count:,} cases are fewer than {asked.cases:,}", "ask for more with --each")
     return failed
 
 
-def cases(document: str, report: Path, least: int, seed: int) -> tuple[int, int]:
+def cases(document: str, report: Path, each: int, seed: int) -> tuple[int, int]:
     """Runs the cases against the service that serves `document`; returns how many they were, and Schemathesis' exit code.
 
     Raises:
         EvergreenError: Schemathesis could not begin.
     """
     command = [sys.executable, "-m", "schemathesis.cli", "run", document, "--checks", CHECKS, "--phases",
-               "examples,coverage,fuzzing", "--max-examples", str(least), "--seed", str(seed), "--generation-database", "none",
+               "examples,coverage,fuzzing", "--max-examples", str(each), "--seed", str(seed), "--generation-database", "none",
                "--continue-on-failure", "--suppress-health-check", "all", "--warnings", "off", "--report", "json",
                "--report-json-path", str(report)]  # fmt: skip
     done = subprocess.run(command, env=environment.common(), cwd=report.parent, check=False)

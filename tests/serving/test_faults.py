@@ -16,7 +16,7 @@ from tests.conftest import forget
 pytestmark = pytest.mark.e2e
 
 RATE, SECONDS = 60.0, 1.0
-FLAGGED = {"store-away": "features_missing", "canary-raises": "fallback_champion", "canary-nan": "fallback_champion"}
+FLAGGED = {"canary-raises": "fallback_champion", "canary-nan": "fallback_champion"}
 ELSEWHERE = {"worker-killed", "store-stopped", "store-slow", "disk-full"}
 """Below; and in test_store_down and test_log, as these need the service started in another way."""
 
