@@ -21,7 +21,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ops.api_cases", description=__doc__)
-    parser.add_argument("--each", type=int, default=1500, help="at most so many for each route (default 1,500)")
+    parser.add_argument("--each", type=int, default=400, help="at most so many for each route (default 400)")
     parser.add_argument("--cases", type=int, default=5000, help="at least so many in all (default 5,000)")
     parser.add_argument("--seed", type=int, default=1, help="of what is made up")
     asked = parser.parse_args(arguments)
