@@ -58,6 +58,7 @@ class Entry:
     tick: datetime | None
     features: dict[str, Value]
     cohort: str = "champion"
+    """Of `ml.serving.router`; "shadow" for an answer that nobody was given."""
     manifest: int = 0
     """Version of the manifest under which it was answered."""
     seconds: float = 0.0
@@ -166,7 +167,8 @@ class PredictionLog:
             logger.exception("prediction log: %s may not be on the disk", self._path.name)
         self._segment.close()  # and lets the lock go
         self._segment = None
-        self._rotate_aside()
+        if self._size:
+            self._rotate_aside()
 
     def _rotate_aside(self) -> None:
         """Rotates on a thread of its own, so that the queue is written meanwhile; Arrow does so without the interpreter."""
