@@ -42,7 +42,7 @@ class Bounds:
 def tuned(n: float, alpha: float) -> float:
     """The `rho` that makes a one-sided asymptotic bound narrowest at n observations; it must be chosen before looking.
 
-    Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2024, Annals of Statistics 52:2613, appendix B.2, with twice the
+    Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2024, Annals of Statistics 52:2613, with twice the
         alpha for one side.
 
     >>> round(tuned(100, 0.025), 2)
@@ -187,7 +187,7 @@ def median_bounds(values: np.ndarray, alpha_low: float, alpha_high: float, expec
     At the true median, counts of values on one side are coin tosses: a median is excluded when they are no longer, by a mixture
     of coins with a Beta prior on that side.
 
-    Source: Howard and Ramdas 2022, Bernoulli 28:1704, section 3 (quantiles from a sequence for coin tosses); Robbins 1970,
+    Source: Howard and Ramdas 2022, Bernoulli 28:1704 (quantiles from a sequence for coin tosses); Robbins 1970,
     Annals of Mathematical Statistics 41:1397 (the Beta mixture).
 
     Args:
