@@ -103,8 +103,8 @@ def difference_bounds(first: np.ndarray, second: np.ndarray, alpha_low: float, a
     """Bounds of ``mean(first) - mean(second)`` of two groups that entities were drawn into by chance, at all times.
 
     Rows of both groups may share hours and weather: chance alone decided who is where, and the spread of the difference is that
-    of the draw (Neyman 1923). The asymptotic sequence of `reach` on the difference of means, as Waudby-Smith et al. 2024,
-    section 3, do for average treatment effects.
+    of the draw (Neyman 1923). The asymptotic sequence of `reach` on the difference of means, as Waudby-Smith et al. 2024
+    do for average treatment effects.
 
     Args:
         first, second: one value for each entity, shapes (n,) and (m,), no NaN.
@@ -133,7 +133,7 @@ def gap_bounds(first: np.ndarray, second: np.ndarray, alpha_low: float, alpha_hi
     A bet is held that the differences (-1, 0 or 1) average at most m; where its capital would ever reach 1 / alpha, m is
     excluded. A fixed mixture of stakes keeps the capital a function of the three counts.
 
-    Source: Waudby-Smith and Ramdas 2024, Journal of the Royal Statistical Society B 86:1, sections 4.1 and 4.4 (grid of
+    Source: Waudby-Smith and Ramdas 2024, Journal of the Royal Statistical Society B 86:1 (a grid of
     constant bets); Ville's inequality.
 
     Args:
