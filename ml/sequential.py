@@ -42,7 +42,7 @@ class Bounds:
 def tuned(n: float, alpha: float) -> float:
     """The `rho` that makes a one-sided asymptotic bound narrowest at n observations; it must be chosen before looking.
 
-    Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2024, Annals of Statistics 52:2613, appendix B.2, with twice the
+    Source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2024, Annals of Statistics 52:2613, with twice the
         alpha for one side.
 
     >>> round(tuned(100, 0.025), 2)
@@ -103,8 +103,8 @@ def difference_bounds(first: np.ndarray, second: np.ndarray, alpha_low: float, a
     """Bounds of ``mean(first) - mean(second)`` of two groups that entities were drawn into by chance, at all times.
 
     Rows of both groups may share hours and weather: chance alone decided who is where, and the spread of the difference is that
-    of the draw (Neyman 1923). The asymptotic sequence of `reach` on the difference of means, as Waudby-Smith et al. 2024,
-    section 3, do for average treatment effects.
+    of the draw (Neyman 1923). The asymptotic sequence of `reach` on the difference of means, as Waudby-Smith et al. 2024
+    do for average treatment effects.
 
     Args:
         first, second: one value for each entity, shapes (n,) and (m,), no NaN.
@@ -133,7 +133,7 @@ def gap_bounds(first: np.ndarray, second: np.ndarray, alpha_low: float, alpha_hi
     A bet is held that the differences (-1, 0 or 1) average at most m; where its capital would ever reach 1 / alpha, m is
     excluded. A fixed mixture of stakes keeps the capital a function of the three counts.
 
-    Source: Waudby-Smith and Ramdas 2024, Journal of the Royal Statistical Society B 86:1, sections 4.1 and 4.4 (grid of
+    Source: Waudby-Smith and Ramdas 2024, Journal of the Royal Statistical Society B 86:1 (a grid of
     constant bets); Ville's inequality.
 
     Args:
@@ -187,7 +187,7 @@ def median_bounds(values: np.ndarray, alpha_low: float, alpha_high: float, expec
     At the true median, counts of values on one side are coin tosses: a median is excluded when they are no longer, by a mixture
     of coins with a Beta prior on that side.
 
-    Source: Howard and Ramdas 2022, Bernoulli 28:1704, section 3 (quantiles from a sequence for coin tosses); Robbins 1970,
+    Source: Howard and Ramdas 2022, Bernoulli 28:1704 (quantiles from a sequence for coin tosses); Robbins 1970,
     Annals of Mathematical Statistics 41:1397 (the Beta mixture).
 
     Args:
