@@ -92,7 +92,7 @@ def _feed(inputs: list[Any], raw: memoryview, predictor: Predictor) -> tuple[Fee
     used = 0
     for tensor in inputs:
         name = tensor.get("name") if isinstance(tensor, dict) else None
-        if name not in widths or name in feed:
+        if not isinstance(name, str) or name not in widths or name in feed:
             raise RequestError(400, f"inputs must be {' and '.join(widths)}, each once, but one is {name!r}")
         shape = tensor.get("shape")
         if tensor.get("datatype") != DATATYPES[name]:

@@ -23,7 +23,7 @@ from ml.serving.predictor import PredictionError
 
 TURN_ROWS = 64
 PAUSE = 1.0
-"""Seconds for which a model that did not end in time is left alone."""
+"""Seconds for which a model is left alone that did not end in time twice in a row; once may be the machine's fault."""
 STUCK = 2
 """Threads that may hang in a graph; then the model is left alone until one of them comes back."""
 
@@ -89,7 +89,7 @@ class Lane:
         self.bulk: deque[Part] = deque()
         self.tensors: deque[Part] = deque()
         self._busy = self._scheduled = self._closed = False
-        self._broken_until = 0.0
+        self._broken_until, self._overruns = 0.0, 0
         self._stuck: list[threading.Thread] = []
         self._worker: _Worker | None = None
 
@@ -139,7 +139,7 @@ class Lane:
             return
         if turn.timer is not None:
             turn.timer.cancel()
-        self._busy = False
+        self._busy, self._overruns = False, 0
         failures = 0
         for i, (part, y_proba) in enumerate(zip(turn.parts, outcomes, strict=True)):
             if i not in turn.live:
@@ -165,8 +165,10 @@ class Lane:
             if self._worker is not None:
                 self._stuck.append(self._worker.end())
             self._worker, self._busy = None, False
-            self._broken_until = time.monotonic() + PAUSE
-            logger.error("model version %s did not end in time; it is left alone for %.0f s", self.serving.version, PAUSE)
+            self._overruns += 1
+            pause = PAUSE if self._overruns > 1 else 0.0
+            self._broken_until = time.monotonic() + pause
+            logger.error("model version %s did not end in time; it is left alone for %.0f s", self.serving.version, pause)
         self._failed(self.serving.version, "deadline", sum(turn.parts[i].n for i in over))
         for i in over:
             turn.parts[i].late(self)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ml.config import settings
 from ml.features.online import SQLiteStore
-from ml.serving import manifest
-from ml.serving.log import folder
+from ml.serving import log, manifest
 from ml.serving.manifest import Deployed, Experiment
 from ml.serving.router import cohort_of
 from tests.sample_bundle import RATE_EWR_6, REQUEST, fresh_features, graph, sample_bundle, sample_parts, stored
@@ -98,7 +96,7 @@ def rungs(answer: dict[str, Any]) -> list[str]:
 
 
 def logged() -> list[dict[str, Any]]:
-    return [json.loads(line) for path in sorted(folder().glob("*.jsonl")) for line in path.read_text().splitlines()]
+    return list(log.since_manifest(0).to_pylist())
 
 
 def test_canary__share_of_entities__the_same_every_time_and_kept_as_it_grows(serve: Serve) -> None:
@@ -173,16 +171,17 @@ def test_deadline__canary_hangs__baseline_in_time_and_the_canary_is_not_felt(ser
     hangs, fine = in_cohort("canary", HANGS), in_cohort("baseline", HANGS)
     with serve() as client:
         eventually(lambda: loaded(client, "1", "2"))
-        first, second = ask(client, hangs), ask(client, hangs)
+        first, again, third = (ask(client, hangs) for _ in range(3))
         other = ask(client, fine)
         alive = client.get("/livez").status_code
         told = client.get("/metrics").text
         later = eventually(lambda: (a := ask(client, in_cohort("canary")))["model_version"] == "2" and a)
-    assert (first["cohort"], rungs(first), first["probability"]) == ("canary", ["deadline", "fallback_baseline"], 0.22)
-    assert (second["model_version"], rungs(second)) == ("1", ["fallback_champion"])  # it is left alone for a second
+    for late in (first, again):  # once may be the machine's fault
+        assert (late["cohort"], rungs(late), late["probability"]) == ("canary", ["deadline", "fallback_baseline"], 0.22)
+    assert (third["model_version"], rungs(third)) == ("1", ["fallback_champion"])  # it is left alone for a second
     assert (other["model_version"], rungs(other), alive) == ("1", [], 200)
     assert rungs(later) == []
-    assert 'evergreen_model_failures_total{model_version="2",reason="deadline"} 1.0' in told
+    assert 'evergreen_model_failures_total{model_version="2",reason="deadline"} 2.0' in told
 
 
 def test_shadow__answers_are_logged_and_never_given(serve: Serve) -> None:
