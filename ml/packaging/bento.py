@@ -41,6 +41,7 @@ REQUIREMENTS = (
         "holidays",
         "numpy",
         "onnxruntime",
+        "orjson",
         "prometheus-client",
         "pyarrow",
     ),

@@ -1,7 +1,8 @@
-"""A lane: one model, and the thread that runs its graph. What comes while the graph runs is answered together in the next turn.
+"""A lane: one model, and who runs its graph. What comes while the graph runs is answered together in the next turn.
 
 An idle lane answers at once; a busy one shares the fixed costs of a turn among all that wait, so nobody ever waits for a batch to
-fill. All but the graph itself happens on the event loop: two threads that both run Python would wait for each other.
+fill. All but the graph itself happens on the event loop: two threads that both run Python would wait for each other. A graph
+whose time is bounded runs there too, 64 rows at most at a time: handing it to a thread costs more than it takes.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Lane:
     """
 
     def __init__(self, serving: Serving, gather: Gather, failed: Callable[[str, str, int], object]) -> None:
-        self.serving, self._gather, self._failed = serving, gather, failed
+        self.serving, self._gather, self._failed, self._graph = serving, gather, failed, _Graph(serving)
         self.rows: deque[Part] = deque()
         """Rows of small requests; they go before `bulk`."""
         self.bulk: deque[Part] = deque()
@@ -121,15 +122,28 @@ class Lane:
         self._scheduled = False
         while not self._busy and (self.rows or self.bulk or self.tensors):
             parts, feed = self._gather(self, TURN_ROWS)
-            if feed is not None:
-                self._start(Turn(parts, feed))
+            if feed is None:
+                continue
+            if self.serving.predictor.bounded:
+                turn = Turn(parts, feed)
+                self._settle(turn, self._graph.run(turn))
+                self._again()
+                return
+            self._start(Turn(parts, feed))
         if self._closed and not self._busy:
+            self._release()
+
+    def _again(self) -> None:
+        """What still waits, after others had their turn at the event loop."""
+        if self.rows or self.bulk or self.tensors:
+            self.wake()
+        elif self._closed:
             self._release()
 
     def _start(self, turn: Turn) -> None:
         loop = asyncio.get_running_loop()
         if self._worker is None:
-            self._worker = _Worker(self.serving, loop, self._done)
+            self._worker = _Worker(self._graph, loop, self._done)
         self._busy = True
         turn.timer = loop.call_at(min(part.deadline for part in turn.parts), self._expired, turn)
         self._worker.put(turn)
@@ -140,6 +154,10 @@ class Lane:
         if turn.timer is not None:
             turn.timer.cancel()
         self._busy, self._overruns = False, 0
+        self._settle(turn, outcomes)
+        self._turn()
+
+    def _settle(self, turn: Turn, outcomes: list[np.ndarray | None]) -> None:
         failures = 0
         for i, (part, y_proba) in enumerate(zip(turn.parts, outcomes, strict=True)):
             if i not in turn.live:
@@ -151,7 +169,6 @@ class Lane:
                 part.settle(self, y_proba)
         if failures:
             self._failed(self.serving.version, "failed", failures)
-        self._turn()
 
     def _expired(self, turn: Turn) -> None:
         """Answers the parts whose time is up; when none is left, the thread is given up: the graph may hang for good."""
@@ -181,14 +198,13 @@ class _Worker:
 
     def __init__(
         self,
-        serving: Serving,
+        graph: _Graph,
         loop: asyncio.AbstractEventLoop,
         done: Callable[[Turn, list[np.ndarray | None]], None],
     ) -> None:
-        self._predictor, self._loop, self._done = serving.predictor, loop, done
-        self._version, self._complained = serving.version, 0.0
+        self._graph, self._loop, self._done = graph, loop, done
         self._turns: queue.SimpleQueue[Turn | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"model-{serving.version}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"model-{graph.version}", daemon=True)
         self._thread.start()
 
     def put(self, turn: Turn) -> None:
@@ -201,13 +217,20 @@ class _Worker:
 
     def _run(self) -> None:
         while (turn := self._turns.get()) is not None:
-            outcomes = self._outcomes(turn)
+            outcomes = self._graph.run(turn)
             try:
                 self._loop.call_soon_threadsafe(self._done, turn, outcomes)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 return
 
-    def _outcomes(self, turn: Turn) -> list[np.ndarray | None]:
+
+class _Graph:
+    """Runs a model's graph on the parts of a turn."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._predictor, self.version, self._complained = serving.predictor, serving.version, 0.0
+
+    def run(self, turn: Turn) -> list[np.ndarray | None]:
         """By part, its probabilities; None where the model gives none. When it fails on all, each part is asked alone."""
         n = sum(part.n for part in turn.parts)
         try:
@@ -240,4 +263,4 @@ class _Worker:
         """Once a second at most: a model that fails on every row must not fill the log."""
         if time.monotonic() >= self._complained:
             self._complained = time.monotonic() + 1
-            logger.error("model version %s failed: %s", self._version, error)
+            logger.error("model version %s failed: %s", self.version, error)

@@ -11,6 +11,8 @@ from ml.errors import IntegrityError
 from ml.features.definitions import Value
 from ml.packaging.bundle import Bundle
 
+_REPEATS = (b'"\x04Loop', b'"\x04Scan')
+"""Operators that may run for ever, as a serialised node names them: field 4 (op_type) of NodeProto, its length, its text."""
 PROBE_TOLERANCE = 1e-6
 """Largest allowed difference between a recorded answer and this machine's: float32 rounding of another CPU, no more."""
 
@@ -33,6 +35,8 @@ class Predictor:
         self.bundle = bundle
         self.numeric, self.text = tuple(bundle.card.numeric), tuple(bundle.card.text)
         self._session = _session(bundle)
+        self.bounded = not any(operator in bundle.model for operator in _REPEATS)
+        """Whether the time of a run is bounded by its rows: no operator of the graph repeats others."""
 
     def predict(self, features: Sequence[Mapping[str, Value]], options: ort.RunOptions | None = None) -> np.ndarray:
         """Probability of label 1 for each row.
