@@ -9,9 +9,10 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -126,13 +127,12 @@ class Story:
         """
         told, asked = len(ledger.entries("canary")), 0
         due = datetime.combine(now.date() + timedelta(days=1), datetime.min.time()) + 2 * HOUR
-        with ThreadPoolExecutor(1) as pool:
-            following = pool.submit(self.airflow.follow_new, "release", before)
-            while not following.done():
-                asked += len(self._hour(min(now, due - HOUR), each_by=TRAVELLERS))
-                now = min(now + HOUR, due)
-                told = _tell_canary(told)
-                time.sleep(0.05)  # at night nobody asks
+        following = _aside(lambda: self.airflow.follow_new("release", before))
+        while not following.done():
+            asked += len(self._hour(min(now, due - HOUR), each_by=TRAVELLERS))
+            now = min(now + HOUR, due)
+            told = _tell_canary(told)
+            time.sleep(0.05)  # at night nobody asks
         _tell_canary(told)
         say(f"    meanwhile {asked:,} predictions over HTTP, until {now:%-d %b %H:%M}")
         return following.result(), now
@@ -176,7 +176,7 @@ class Story:
         batches = [[row] for row in rows] * each_by or [rows[start : start + size] for start in range(0, len(rows), size)]
         for batch in batches:
             answers += _ask("POST", "/predict", batch).json()
-        for row, answer in list(zip(rows, answers, strict=True))[:show]:
+        for row, answer in zip(rows[:show], answers[:show], strict=True):
             say(f"    POST /predict {json.dumps(row)[:100]}…\n      → {json.dumps(answer)}")
         self.answers += len(answers)
         return answers
@@ -189,6 +189,20 @@ class Story:
         yield part
         part.seconds = time.monotonic() - began
         self.chapters.append(part)
+
+
+def _aside(work: Callable[[], Run]) -> Future[Run]:
+    """Does `work` on a thread that ends with the process: when the story breaks off, nobody waits for it."""
+    future: Future[Run] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def requests_of(start: datetime, end: datetime) -> list[dict[str, Any]]:
