@@ -137,13 +137,13 @@ def jackknife_by_day(
 def auc_by_day(
     y_true: np.ndarray,
     first: np.ndarray,
-    second: np.ndarray | None,
+    second: np.ndarray,
     days: np.ndarray,
     confidence: float,
     resamples: int,
     seed: int,
 ) -> Interval:
-    """Day-block bootstrap interval of ROC-AUC, or of ``auc(first) - auc(second)``; here positive = the first is better.
+    """Day-block bootstrap interval of ``auc(first) - auc(second)``; here positive = the first is better.
 
     The area is a sum over pairs (positive, negative), so one table of pairs won by day and day gives every resample exactly.
 
@@ -154,9 +154,7 @@ def auc_by_day(
         NaN bounds when a class is missing.
     """
     blocks, block_of = np.unique(days, return_inverse=True)
-    won = _won(y_true, first, block_of, len(blocks))
-    if second is not None:
-        won = won - _won(y_true, second, block_of, len(blocks))
+    won = _won(y_true, first, block_of, len(blocks)) - _won(y_true, second, block_of, len(blocks))
     positives = np.bincount(block_of, weights=y_true == 1, minlength=len(blocks))
     negatives = np.bincount(block_of, weights=y_true == 0, minlength=len(blocks))
     weights = _draws(len(blocks), confidence, resamples, seed)

@@ -15,5 +15,5 @@ class Plain:
     """ONNX Runtime; the caller sends the features."""
 
     @bentoml.api
-    async def predict(self, row: Row) -> serving_peers.Given:  # type: ignore[valid-type]
+    async def predict(self, row: Row) -> serving_peers.Given:  # type: ignore[valid-type]  # made at run time
         return _model.answer(vars(row))

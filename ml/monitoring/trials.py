@@ -167,13 +167,14 @@ def begun(name: str | None = None) -> ledger.Entry:
     Raises:
         NotFoundError: no experiment runs, or none had this name.
     """
-    now = manifest.current()
-    if name is None and (now is None or now.experiment is None):
-        past = ", ".join(dict.fromkeys(e.subject for e in ledger.entries(KIND))) or "none"
-        raise NotFoundError("no experiment runs", f"name a past one: {past}")
-    asked = name or now.experiment.name  # type: ignore[union-attr]  # checked above
-    if not (notes := _notes(asked)):
-        raise NotFoundError(f"there was no experiment {asked!r}", "see `evergreen ledger --kind experiment`")
+    if name is None:
+        now = manifest.current()
+        if now is None or now.experiment is None:
+            past = ", ".join(dict.fromkeys(e.subject for e in ledger.entries(KIND))) or "none"
+            raise NotFoundError("no experiment runs", f"name a past one: {past}")
+        name = now.experiment.name
+    if not (notes := _notes(name)):
+        raise NotFoundError(f"there was no experiment {name!r}", "see `evergreen ledger --kind experiment`")
     return notes[0]
 
 

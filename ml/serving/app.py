@@ -57,7 +57,7 @@ def create_app(fixed: Callable[[], Bundle] | None = None) -> FastAPI:
     _probe_routes(app, service)
     if sandbox:
         _parity_route(app, service)
-    app.openapi = lambda: document(app, service, bool(token))  # type: ignore[method-assign]
+    app.openapi = lambda: document(app, service, bool(token))  # type: ignore[method-assign]  # FastAPI's way
     return app
 
 

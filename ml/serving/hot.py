@@ -135,7 +135,7 @@ class HotFeatures:
             self._since = time.monotonic()
             self.known = fresh
         else:  # no new object: who holds the tick's values sees them grow
-            self.known.found.update(fresh.found)  # type: ignore[attr-defined]
+            self.known.found.update(fresh.found)  # type: ignore[attr-defined]  # a Mapping to all but us
 
     def _told(self, problem: str | None) -> None:
         if (problem is None) != (self.problem is None):

@@ -85,7 +85,7 @@ def document(app: FastAPI, service: Service, asks_for_token: bool) -> dict[str, 
     models = [
         (each, "serialization") for each in (Answer, Explained, Problem, InferenceProblem, InferenceRequest, InferenceAnswer)
     ]
-    _, found = models_json_schema(models, ref_template=_PREFIX + "{model}")  # type: ignore[arg-type]
+    _, found = models_json_schema(models, ref_template=_PREFIX + "{model}")  # type: ignore[arg-type]  # list is invariant
     schemas = found["$defs"]
     row: dict[str, Any] = {"type": "object"}
     most = None

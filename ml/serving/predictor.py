@@ -85,7 +85,7 @@ class Predictor:
                 made["numeric"] = np.stack([columns[name] for name in self.numeric], axis=1).astype(np.float32)
             if self.text:
                 values = np.stack([columns[name] for name in self.text], axis=1)
-                values[values == None] = ""  # noqa: E711 - elementwise
+                values[values == None] = ""  # noqa: E711  # elementwise, which `is` is not
                 made["text"] = values
         except (KeyError, ValueError, TypeError) as error:
             raise PredictionError(f"no inputs of the model can be made: {error!r}") from error

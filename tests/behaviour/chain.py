@@ -54,10 +54,12 @@ class Chain:
 
 
 @contextmanager
-def landed(home: Path, parsed_sources: Path, changes: Mapping[str, str] = {}) -> Iterator[Path]:
-    """Below `home`: small parameters (with `changes` of their text), landed days, a snapshot."""
+def landed(
+    home: Path, parsed_sources: Path, changes: Mapping[str, str], window: Window = LANDED, as_of: datetime = AS_OF
+) -> Iterator[Path]:
+    """Below `home`: params.yaml with `changes` of its text, landed days, a snapshot."""
     text = (ROOT / "params.yaml").read_text()
-    for found, put in {**SMALL, **changes}.items():
+    for found, put in changes.items():
         assert found in text, found
         text = text.replace(found, put)
     (home / "params.yaml").write_text(text)
@@ -68,8 +70,8 @@ def landed(home: Path, parsed_sources: Path, changes: Mapping[str, str] = {}) ->
             patch.setenv(f"EVERGREEN_{name.upper()}", str(home / name))
         patch.setenv("EVERGREEN_PARAMS", str(home / "params.yaml"))
         forget()
-        steps.validate(steps.land(LANDED, AS_OF - timedelta(hours=1)))
-        steps.snapshot(AS_OF - timedelta(hours=1))
+        steps.validate(steps.land(window, as_of - timedelta(hours=1)))
+        steps.snapshot(as_of - timedelta(hours=1))
         yield home
     forget()
 

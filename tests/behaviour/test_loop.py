@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ml import ledger, steps, tracking
-from ml.config import ROOT, load_params, settings
+from ml.config import load_params, settings
 from ml.data import rows, snapshots
 from ml.errors import EvergreenError, NotFoundError
 from ml.features import inputs, stored
@@ -18,7 +18,7 @@ from ml.features.assembly import Assembler
 from ml.features.online import open_store
 from ml.refs import ModelRef, TrainPlan, VersionRef, Window
 from ml.serving import manifest
-from tests.conftest import forget
+from tests.behaviour.chain import landed
 
 SMALL = {
     "window_days: 90": "window_days: 28",
@@ -38,23 +38,8 @@ JANUARY = Window(start="2013-01-01", end="2013-02-01")
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, parsed_sources: Path) -> Iterator[Path]:
     """A landed January under small parameters, shared by the tests of this file."""
-    home = tmp_path_factory.mktemp("loop")
-    text = (ROOT / "params.yaml").read_text()
-    for found, put in SMALL.items():
-        assert found in text, found
-        text = text.replace(found, put)
-    (home / "params.yaml").write_text(text)
-    (home / "var").mkdir()
-    (home / "var" / "cache").symlink_to(parsed_sources)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EVERGREEN_PARAMS", str(home / "params.yaml"))
-        patch.setenv("EVERGREEN_DATA", str(home / "data"))
-        patch.setenv("EVERGREEN_VAR", str(home / "var"))
-        forget()
-        steps.validate(steps.land(JANUARY, AS_OF - timedelta(hours=1)))
-        steps.snapshot(AS_OF - timedelta(hours=1))
+    with landed(tmp_path_factory.mktemp("loop"), parsed_sources, SMALL, JANUARY, AS_OF) as home:
         yield home
-    forget()
 
 
 def fitted(plan: TrainPlan) -> ModelRef:

@@ -15,7 +15,7 @@ import pytest
 import xgboost as xgb
 
 from ml import steps, store
-from ml.config import ROOT, Params, load_params
+from ml.config import Params, load_params
 from ml.features import stored
 from ml.features.definitions import Feature, load_module
 from ml.packaging import bundle, contest
@@ -27,7 +27,7 @@ from ml.training.encoding import encode
 from ml.training.fit import Fitted, fit_model, labelled
 from ml.training.models import XGBoost
 from ml.training.tuning import Winner
-from tests.conftest import forget
+from tests.behaviour.chain import landed
 from tests.sample_bundle import sample_parts
 
 AS_OF = datetime(2013, 3, 4, 3)
@@ -71,20 +71,8 @@ class Arena:
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory: pytest.TempPathFactory, parsed_sources: Path) -> Iterator[Arena]:
-    home = tmp_path_factory.mktemp("arena")
-    (home / "var").mkdir()
-    (home / "var" / "cache").symlink_to(parsed_sources)
-    text = (ROOT / "params.yaml").read_text()
-    for found, put in {"window_days: 90": "window_days: 61", "max_rounds: 300": "max_rounds: 100"}.items():
-        assert found in text, found
-        text = text.replace(found, put)
-    (home / "params.yaml").write_text(text)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("PARAMS", "DATA", "VAR"):
-            patch.setenv(f"EVERGREEN_{name}", str(home / ("params.yaml" if name == "PARAMS" else name.lower())))
-        forget()
-        steps.validate(steps.land(DAYS, AS_OF - timedelta(hours=1)))
-        steps.snapshot(AS_OF - timedelta(hours=1))
+    small = {"window_days: 90": "window_days: 61", "max_rounds: 300": "max_rounds: 100"}
+    with landed(tmp_path_factory.mktemp("arena"), parsed_sources, small, DAYS, AS_OF):
         params = load_params()
         plan = steps.plan(AS_OF, "planted", "manual", "planted")
         table, features = stored.read(steps.features(plan)), list(load_module(params).learned)
@@ -93,7 +81,6 @@ def arena(tmp_path_factory: pytest.TempPathFactory, parsed_sources: Path) -> Ite
         older = Window(start=plan.train.start, end=plan.train.end - timedelta(days=7))
         champion = champion_of(fit_model(table, older, features, params, recipe, ROUNDS))
         yield Arena(plan, table, features, champion, params)
-    forget()
 
 
 def parts_of(fitted: Fitted, onnx_bytes: bytes | None = None) -> Artifacts:

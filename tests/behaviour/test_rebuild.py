@@ -25,13 +25,13 @@ from ml.packaging.lineage import code_digest
 from ml.packaging.refit import as_judged
 from ml.refs import ShippedRef, VersionRef, Window
 from ml.serving import log
-from tests.behaviour.chain import AS_OF, Chain, landed, relabelled, trained
+from tests.behaviour.chain import AS_OF, SMALL, Chain, landed, relabelled, trained
 from tests.conftest import forget
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory, parsed_sources: Path) -> Iterator[Chain]:
-    with landed(tmp_path_factory.mktemp("rebuild"), parsed_sources) as home:
+    with landed(tmp_path_factory.mktemp("rebuild"), parsed_sources, SMALL) as home:
         yield trained(home)
 
 

@@ -10,7 +10,7 @@ import pytest
 from ml import steps, store
 from ml.errors import ConfigError
 from ml.refs import EvaluationRef, FeatureSetRef, TrainPlan
-from tests.behaviour.chain import AS_OF, landed
+from tests.behaviour.chain import AS_OF, SMALL, landed
 
 LATE = '"CAST(arr_delay >= 15 AS INTEGER)"'
 OTHER = {"max_refit_shift: 0.10": "max_refit_shift: 20.0", "  fairness:  ": "  fairness: {}", "    origin: 0.20\n": ""}
@@ -33,7 +33,7 @@ def judged() -> tuple[TrainPlan, FeatureSetRef, EvaluationRef]:
 
 @pytest.mark.parametrize("task", list(TASKS))
 def test_pipeline__judges_other_tasks_and_refuses_to_serve_them(task: str, tmp_path: Path, parsed_sources: Path) -> None:
-    with landed(tmp_path, parsed_sources, {**TASKS[task], **OTHER}):
+    with landed(tmp_path, parsed_sources, {**SMALL, **TASKS[task], **OTHER}):
         plan, features, evaluation = judged()
         files = store.unpack(store.get(evaluation.report))
         report = json.loads(files["report.json"])

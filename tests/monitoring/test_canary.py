@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,8 +75,8 @@ def test_analyse__too_few_answers_are_running_even_if_nothing_is_wrong() -> None
     ("harm", "name"),
     [({"errors": 0.1}, "errors"), ({"slower": 2.5}, "latency"), ({"shift": 0.12}, "scores"), ({"shift": -0.12}, "scores"), ({"blur": 1.2}, "quality")],
 )  # fmt: skip
-def test_analyse__harm_is_found_and_named(harm: dict[str, float], name: str) -> None:
-    decision = verdict(*logged(1500, **harm))  # type: ignore[arg-type]
+def test_analyse__harm_is_found_and_named(harm: dict[str, Any], name: str) -> None:
+    decision = verdict(*logged(1500, **harm))
     assert decision.verdict == "fail"
     assert "harm is shown" in check(decision, name).detail
     assert name in decision.reason

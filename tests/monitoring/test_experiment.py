@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,8 +80,8 @@ def test_status__an_entity_counts_once_and_the_decision_rate_needs_no_labels() -
 
 
 @pytest.mark.parametrize(("harm", "name"), [({"errors": 0.1}, "errors:treatment"), ({"slower": 2.0}, "latency:treatment")])
-def test_status__a_guardrail_stops_what_is_better(harm: dict[str, float], name: str) -> None:
-    entries, labels = logged(4000, blur={"treatment": 0.0}, **harm)  # type: ignore[arg-type]
+def test_status__a_guardrail_stops_what_is_better(harm: dict[str, Any], name: str) -> None:
+    entries, labels = logged(4000, blur={"treatment": 0.0}, **harm)
     report = status(entries, labels, TRIAL, "log_loss", 0.03, GUARDS, 5000)
     assert (report.arms[1].verdict, report.decision.verdict) == ("better", "harm")
     assert [c.name for c in report.decision.checks if not c.passed] == [name]
@@ -112,7 +113,7 @@ def test_plan__more_arms_smaller_effects_and_less_traffic_take_longer() -> None:
     assert plan(1000, 0.2, 3, 0.02, 0.95, 0.8, baseline_rate=0.3).per_arm > usual.per_arm
     assert plan(1000, 0.2, 2, 0.01, 0.95, 0.8, sd=0.3**0.5 * 0.7**0.5).per_arm > 3 * usual.per_arm
     for wrong in ({"share": 0.0}, {"minimum_effect": 0.0}, {"rate_per_day": 0.0}, {"sd": 1.0}):
-        given = {
+        given: dict[str, Any] = {
             "rate_per_day": 10.0,
             "share": 0.2,
             "arms": 2,
@@ -122,7 +123,7 @@ def test_plan__more_arms_smaller_effects_and_less_traffic_take_longer() -> None:
             "baseline_rate": 0.3,
         }
         with pytest.raises(ConfigError):
-            plan(**(given | wrong))  # type: ignore[arg-type]
+            plan(**(given | wrong))
 
 
 def test_spread_of__is_the_metric_s_over_entities() -> None:

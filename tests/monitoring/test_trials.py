@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,9 +31,15 @@ def two(register: Register) -> tuple[VersionRef, VersionRef]:
     return first, second
 
 
-def plan(**changes: object) -> trials.Plan:
-    asked = {"name": "trees", "arms": {"treatment": "2"}, "share": 0.4, "metric": "decision_rate", "minimum_effect": 0.05}
-    return trials.Plan(**(asked | {"per_day": 800.0, "sd": 0.4} | changes))  # type: ignore[arg-type]
+def plan(**changes: Any) -> trials.Plan:
+    asked: dict[str, Any] = {
+        "name": "trees",
+        "arms": {"treatment": "2"},
+        "share": 0.4,
+        "metric": "decision_rate",
+        "minimum_effect": 0.05,
+    }
+    return trials.Plan(**(asked | {"per_day": 800.0, "sd": 0.4} | changes))
 
 
 def answer(document: Manifest, number: int, probability: float) -> Entry:

@@ -14,10 +14,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ml.config import settings
 from ml.features.online import SQLiteStore
+from ml.packaging.bundle import Bundle
+from ml.packaging.graph import export
 from ml.serving import log, manifest
 from ml.serving.manifest import Deployed, Experiment
+from ml.serving.predictor import Predictor
 from ml.serving.router import cohort_of
 from tests.sample_bundle import RATE_EWR_6, REQUEST, fresh_features, graph, sample_bundle, sample_parts, stored
+from tests.sample_models import served
 from tests.serving.conftest import Serve, eventually, serves
 
 AS_OF = datetime(2013, 4, 1, 3)
@@ -232,3 +236,10 @@ def test_swap__models_that_no_manifest_names__are_dropped(serve: Serve) -> None:
     with serve() as client:
         eventually(lambda: loaded(client, "2", "3"))
         assert client.get("/v2/models/flight_delay/versions/1").status_code == 404
+
+
+def test_bounded__graphs_that_may_run_for_ever_are_told_from_those_that_cannot() -> None:
+    """A graph that is wrongly called bounded would stop the event loop; one that is wrongly not would only be slower."""
+    models = [export(served(family)) for family in ("xgboost", "lightgbm", "linear")]
+    assert all(Predictor(Bundle.from_bytes(sample_bundle(model=model))).bounded for model in models)
+    assert not Predictor(Bundle.from_bytes(hanging())).bounded

@@ -70,7 +70,7 @@ class Scripted:
             raise StoreDownError("gone", "")
         return self.tick, {key: self.values[key] for key in keys if key in self.values}
 
-    write = sizes = None  # type: ignore[assignment]
+    write = sizes = None  # type: ignore[assignment]  # of the protocol, and not called
 
 
 def _read(features: HotFeatures, key: Key) -> datetime | None:
