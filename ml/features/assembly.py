@@ -17,21 +17,23 @@ from ml.config import Params, Table
 from ml.data.query import query
 from ml.data.schema import ARROW
 from ml.errors import EvergreenError
-from ml.features.definitions import Columns, FeatureModule, Recent, Value, load_module, request_columns
+from ml.features.definitions import Columns, FeatureModule, Latest, Value, load_module, request_columns
 from ml.features.history import EPOCH
 from ml.features.online import Key, OnlineStore, Payload, StoreDownError
 
 MISSING, STALE, EXPIRED, AHEAD = "features_missing", "features_stale", "features_expired", "features_ahead"
 HOUR = timedelta(hours=1)
 NO_CLOCK = np.datetime64(EPOCH, "us")
+_KINDS: dict[str, Any] = {"string": object, "timestamp": "datetime64[us]"}
+"""Of a raw column's array, by declared type; float64 for all others."""
 
 
-def finish(module: FeatureModule, raw: Columns, stored: Columns, ticks: np.ndarray) -> dict[str, np.ndarray]:
+def finish(module: FeatureModule, raw: Columns, stored: np.ndarray, ticks: np.ndarray) -> dict[str, np.ndarray]:
     """The features of n rows, in the module's order.
 
     Args:
         raw: arrays of the raw columns that the request function is given, and ``event_time``.
-        stored: float64 arrays of every view's ``stored`` columns at each row's tick; NaN where nothing was known.
+        stored: float64 [S, n], a row for each of `module.stored`, at each row's tick; NaN where nothing was known.
         ticks: datetime64[us], the tick that each row is due.
 
     Returns:
@@ -49,21 +51,20 @@ def finish(module: FeatureModule, raw: Columns, stored: Columns, ticks: np.ndarr
     return {f.name: computed[f.name] if f.name in declared else known[f.name] for f in module.features}
 
 
-def _known(module: FeatureModule, stored: Columns, ticks: np.ndarray) -> dict[str, np.ndarray]:
+def _known(module: FeatureModule, stored: np.ndarray, ticks: np.ndarray) -> dict[str, np.ndarray]:
     """View columns from stored ones: no outcome counts 0; what is too old is missing; age from the moment it became known."""
-    clock = (ticks - NO_CLOCK).astype(np.int64) / 1e6
-    known: dict[str, np.ndarray] = {}
+    known = dict(zip(module.stored, stored, strict=True))
+    counts = stored[module.counts]
+    counts[np.isnan(counts)] = 0.0
+    known.update(zip([module.stored[i] for i in module.counts], counts, strict=True))
     for view in module.views:
-        if isinstance(view, Recent):
-            known |= {c: stored[c] for c in view.columns}
-            known |= {c: np.where(np.isnan(stored[c]), 0.0, stored[c]) for c in view.counts}
-        elif view.max_age_hours is None:
-            known |= {c: stored[c] for c in view.columns}
-        else:
-            age = (clock - stored[view.since]) / 3600.0
+        if isinstance(view, Latest) and view.max_age_hours is not None:
+            clock = (ticks - NO_CLOCK).astype(np.int64) / 1e6
+            age = (clock - known.pop(view.since)) / 3600.0
+            values = view.columns[:-1]
             fresh = age <= view.max_age_hours  # False for NaN
-            known |= {f"{view.name}_{v}": np.where(fresh, stored[f"{view.name}_{v}"], np.nan) for v in view.values}
-            known[f"{view.name}_age"] = np.where(fresh, age, np.nan)
+            kept = np.where(fresh, [*(known[c] for c in values), age], np.nan)
+            known.update(zip(view.columns, kept, strict=True))
     return known
 
 
@@ -139,9 +140,10 @@ class Assembler:
         self.spec = params.tables[params.problem.table]
         self.lead = timedelta(hours=params.problem.lead_hours)
         self._event_time = _event_times(self.spec)
-        self._raw = request_columns(params)
         self._views = [(view.name, view.lag_hours, view.stored, [None] * len(view.stored)) for view in self.module.views]
-        self._stored = [c for view in self.module.views for c in view.stored]
+        self._raw: dict[Any, list[str]] = {}
+        for column in request_columns(params):
+            self._raw.setdefault(_KINDS.get(self.spec.columns[column], float), []).append(column)
         self._aliases = {f.name: f.formerly for f in self.module.features if f.formerly}
         self._key_columns = list(dict.fromkeys(c for view in self.module.views for c in view.entity.columns))
         self._keys = lru_cache(50_000, typed=True)(self._keys_of)  # 1 and 1.0 are other keys
@@ -184,8 +186,7 @@ class Assembler:
                 else:
                     line += map(payload.get, columns)
             values.append(line)
-        matrix = np.array(values, dtype=float).reshape(n, len(self._stored))  # None becomes NaN
-        stored = {c: matrix[:, j] for j, c in enumerate(self._stored)}
+        stored = np.array(values, dtype=float).reshape(n, len(self.module.stored)).T  # None becomes NaN
         event_times = [each.event_time for each in prepared]
         raw = self._arrays([each.row for each in prepared], event_times)
         made = finish(self.module, raw, stored, np.array([each.due for each in prepared], "datetime64[us]"))
@@ -216,18 +217,18 @@ class Assembler:
         return tuple((name, key) if key is not None else None for name, key in keys)
 
     def _arrays(self, rows: Sequence[Mapping[str, Any]], event_times: Sequence[datetime]) -> dict[str, np.ndarray]:
-        kinds: dict[str, Any] = {"string": object, "timestamp": "datetime64[us]"}
-        arrays = {c: np.array([row[c] for row in rows], kinds.get(self.spec.columns[c], float)) for c in self._raw}
-        return arrays | {"event_time": np.array(event_times, "datetime64[us]")}
+        arrays = {"event_time": np.array(event_times, "datetime64[us]")}
+        for kind, columns in self._raw.items():  # one array of all columns of a kind: each array has its price
+            arrays.update(zip(columns, np.array([[row[c] for row in rows] for c in columns], kind), strict=True))
+        return arrays
 
 
 def _by_row(columns: Mapping[str, np.ndarray], n: int) -> list[dict[str, Value]]:
     """One mapping per row; NaN becomes None. One array for all columns: a list of each would cost more than the rest."""
-    values = np.empty((n, len(columns)), dtype=object)
-    for j, column in enumerate(columns.values()):
-        values[:, j] = column
-    values[values != values] = None
-    return [dict(zip(columns, line, strict=True)) for line in values.tolist()]
+    if not n:
+        return []
+    lines = np.array([*columns.values()], dtype=object).T.tolist()
+    return [dict(zip(columns, [None if v != v else v for v in line], strict=True)) for line in lines]
 
 
 def entity_key(columns: Sequence[str], row: Mapping[str, Any]) -> str | None:

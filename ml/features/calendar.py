@@ -32,7 +32,11 @@ def local(moments: np.ndarray, timezone: str) -> dict[str, np.ndarray]:
     >>> local(np.array(["2013-07-04T13:30"], "datetime64[us]"), "America/New_York")
     {'hour': array([9.]), 'weekday': array([3.])}
     """
-    there = to_local(moments, timezone)
+    return hour_and_weekday(to_local(moments, timezone))
+
+
+def hour_and_weekday(there: np.ndarray) -> dict[str, np.ndarray]:
+    """The same of moments that are local time already."""
     days = there.astype("datetime64[D]")
     hours = (there - days) // np.timedelta64(1, "h")
     return {"hour": hours.astype(float), "weekday": ((days.astype(np.int64) + 3) % 7).astype(float)}  # 1970 began on a Thursday

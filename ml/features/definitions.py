@@ -155,6 +155,17 @@ class FeatureModule:
         columns = {c for v in self.views for c in v.columns}
         return [f for f in self.features if f.name not in columns]
 
+    @cached_property
+    def stored(self) -> tuple[str, ...]:
+        """What is kept of all views, in their order."""
+        return tuple(c for view in self.views for c in view.stored)
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Which of `stored` are counts."""
+        names = {c for view in self.views if isinstance(view, Recent) for c in view.counts}
+        return [i for i, c in enumerate(self.stored) if c in names]
+
     @property
     def learned(self) -> tuple[Feature, ...]:
         """What a new model learns from."""

@@ -76,7 +76,7 @@ def request_features(row: Columns, known: Columns) -> Columns:
     there = calendar.to_local(row["event_time"], TIMEZONE)
     minutes = (there - there.astype("datetime64[D]")) // np.timedelta64(1, "m")
     years = there.astype("datetime64[Y]").astype(np.int64) + 1970
-    return calendar.local(row["event_time"], TIMEZONE) | {
+    return calendar.hour_and_weekday(there) | {
         "minute_of_day": minutes.astype(float),
         "days_to_holiday": calendar.days_to_holiday(there, "US"),
         "distance": row["distance"],

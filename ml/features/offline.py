@@ -46,7 +46,7 @@ def compute(params: Params, rows: pa.Table, lookup: Lookup, as_of: datetime) -> 
     tick = ticks(rows["prediction_time"], as_of, params.features.tick_minutes)
     points = keys_of(module.entities, rows).append_column("tick", tick)
     found = lookup(points) if module.views else pa.table({})
-    stored = {name: found[name].to_numpy() for name in found.column_names}
+    stored = np.array([found[name].to_numpy() for name in module.stored], dtype=float).reshape(len(module.stored), len(rows))
     features = finish(module, raw_arrays(params, rows), stored, tick.to_numpy(zero_copy_only=False).astype("datetime64[us]"))
     columns = {name: rows[name] for name in IDENTITY} | {"tick": tick}
     return pa.table(columns | {name: _arrow(values) for name, values in features.items()})

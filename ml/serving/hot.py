@@ -7,6 +7,7 @@ longer than `PATIENCE`: a store that is slow or gone is left alone by requests u
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -22,7 +23,7 @@ PATIENCE = 0.5
 FIRST_SECONDS = 5.0
 """How long a start waits for the first look: opening the store may take longer than a read."""
 LIFETIME = 60.0
-"""Seconds after which values are read again though the tick has not moved: somebody may have mended the tick's values."""
+"""Seconds in which all values are read again though the tick has not moved: somebody may have mended the tick's values."""
 MOST = 500_000
 _ABSENT: Payload = {}
 
@@ -49,7 +50,9 @@ class HotFeatures:
         self.problem: str | None = None
         self.trusted = True
         self.reads = 0
-        self._since = 0.0
+        self._again: list[Key] = []
+        """Known keys that are still to be read again in this round."""
+        self._last = 0.0
         self._asked: queue.SimpleQueue[_Read | None] = queue.SimpleQueue()
         self._looked = threading.Event()
         self._thread = threading.Thread(target=self._run, name="online-features", daemon=True)
@@ -109,7 +112,7 @@ class HotFeatures:
 
     def _look(self, wanted: list[_Read]) -> None:
         started = time.monotonic()
-        keys = list(dict.fromkeys(key for read in wanted for key in read.keys))
+        keys = list(dict.fromkeys([*(key for read in wanted for key in read.keys), *self._due(started)]))
         known = NOTHING
         self.reads += 1
         try:
@@ -129,10 +132,16 @@ class HotFeatures:
         for read in wanted:
             read.arrived(known)
 
+    def _due(self, now: float) -> list[Key]:
+        """The next known keys in turn: as many as keep all younger than `LIFETIME`, never all at once."""
+        self._again = self._again or list(self.known.found)
+        share, self._last = min((now - self._last) / LIFETIME, 1.0), now
+        n = max(len(self._again) - math.ceil(share * len(self.known.found)), 0)
+        due, self._again = self._again[n:], self._again[:n]
+        return due
+
     def _keep(self, fresh: Known) -> None:
-        old = time.monotonic() - self._since > LIFETIME or len(self.known.found) + len(fresh.found) > MOST
-        if fresh.tick != self.known.tick or old:
-            self._since = time.monotonic()
+        if fresh.tick != self.known.tick or len(self.known.found) + len(fresh.found) > MOST:
             self.known = fresh
         else:  # no new object: who holds the tick's values sees them grow
             self.known.found.update(fresh.found)  # type: ignore[attr-defined]  # a Mapping to all but us

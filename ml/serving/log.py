@@ -138,11 +138,13 @@ class PredictionLog:
         """Writes what waits, chunk by chunk; what the disk refuses goes back, and is tried again at the next flush."""
         while self._waiting:
             chunk = [self._waiting.popleft() for _ in range(min(CHUNK, len(self._waiting)))]  # this thread alone takes
-            lines = _lines(chunk)
+            lines, fresh = _lines(chunk), self._segment is None
             try:
                 self._write(b"".join(lines))
             except OSError as error:
                 self._waiting.extendleft(reversed(chunk))
+                if not fresh:  # it may have reached what one file may hold
+                    continue
                 self._report(f"{type(error).__name__}: {error}")
                 return
             self._report("")

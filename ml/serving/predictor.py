@@ -82,7 +82,7 @@ class Predictor:
         made: dict[str, np.ndarray] = {}
         try:
             if self.numeric:
-                made["numeric"] = np.stack([columns[name] for name in self.numeric], axis=1).astype(np.float32)
+                made["numeric"] = np.ascontiguousarray(np.array([columns[name] for name in self.numeric], dtype=np.float32).T)
             if self.text:
                 values = np.stack([columns[name] for name in self.text], axis=1)
                 values[values == None] = ""  # noqa: E711  # elementwise, which `is` is not

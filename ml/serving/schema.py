@@ -74,8 +74,8 @@ class RequestSchema:
         example = bundle.examples[0].request if bundle.examples else {}
         config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra={"example": example})
         self.row = create_model(f"{bundle.card.name}_row", __config__=config, **fields)
+        self._row = TypeAdapter(self.row)
         self._rows = TypeAdapter(list[self.row])  # type: ignore[name-defined]
-        self._names = list(columns)
 
     def parse(self, body: bytes) -> tuple[list[dict[str, Any]], bool]:
         """Rows of a request body, and whether it was a list.
@@ -83,20 +83,24 @@ class RequestSchema:
         Raises:
             RequestError: 422 naming the fields that are wrong; 413 when there are more rows than the limit.
         """
-        try:
-            document = pydantic_core.from_json(body, allow_inf_nan=False)
-        except ValueError as error:
-            raise RequestError(422, [{"loc": ["body"], "msg": f"not JSON: {error}", "type": "json_invalid"}]) from None
-        many = isinstance(document, list)
-        if many and len(document) > self.max_batch:
+        many = body.lstrip(b" \t\r\n")[:1] == b"["
+        if many and len(document := _document(body)) > self.max_batch:
             raise RequestError(413, f"{len(document)} rows in one request, at most {self.max_batch} are allowed")
         try:
-            rows = self._rows.validate_json(body if many else b"[" + body + b"]")
+            rows = self._rows.validate_json(body) if many else [self._row.validate_json(body)]
         except ValidationError as error:
+            _document(body)  # one that is no JSON is told without the words of a schema
             found = error.errors(include_url=False, include_context=False, include_input=False)
-            problems = [{**problem, "loc": ["body", *problem["loc"][0 if many else 1 :]]} for problem in found]
+            problems = [{**problem, "loc": ["body", *problem["loc"]]} for problem in found]
             raise RequestError(422, problems) from None
-        return [{name: getattr(row, name) for name in self._names} for row in rows], many
+        return [row.__dict__ for row in rows], many
+
+
+def _document(body: bytes) -> Any:
+    try:
+        return pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise RequestError(422, [{"loc": ["body"], "msg": f"not JSON: {error}", "type": "json_invalid"}]) from None
 
 
 def _utc(moment: datetime) -> datetime:

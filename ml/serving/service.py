@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import random
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -215,7 +215,9 @@ class Service:
             raise RequestError(503, "too many requests wait already; ask again in a moment")
         budget = self._budget(len(prepared))
         done = self._loop.create_future()
-        asked = Asked(team, request_id or uuid.uuid4().hex, many, started, self._loop.time() + budget, self._answered, done)
+        asked = Asked(
+            team, request_id or f"{random.getrandbits(128):032x}", many, started, self._loop.time() + budget, self._answered, done
+        )
         asked.rows = [Row(asked, each) for each in prepared]
         asked.left = len(asked.rows)
         if not asked.rows:

@@ -72,7 +72,7 @@ def derived(view: View, stored: dict, tick: datetime) -> dict:
     from ml.features.definitions import FeatureModule
 
     only = FeatureModule((view,), (), lambda row, known: {})
-    arrays = {c: np.array([stored[c]], float) for c in view.stored}
+    arrays = np.array([[stored[c]] for c in view.stored], float)
     known = _known(only, arrays, np.array([tick], "datetime64[us]"))
     return {c: None if known[c][0] != known[c][0] else known[c][0] for c in view.columns}
 

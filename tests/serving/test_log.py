@@ -172,9 +172,11 @@ assert len(read) >= 100
     assert done.returncode == 0, done.stderr
 
 
-def test_log__file_size_limit__lines_stay_whole(tmp_path: Path) -> None:
-    program = """
+@pytest.mark.parametrize("flush", [0.05, 30.0], ids=["while_it_runs", "at_its_end"])
+def test_log__file_size_limit__lines_stay_whole(tmp_path: Path, flush: float) -> None:
+    program = f"""
 import resource
+log.FLUSH_SECONDS = {flush}
 resource.setrlimit(resource.RLIMIT_FSIZE, (25000, 25000))
 made = log.PredictionLog(Path(sys.argv[1]))
 for i in range(200):

@@ -13,6 +13,7 @@ import pytest
 
 from ml.config import settings
 from ml.features.online import Key, Payload, SQLiteStore, StoreDownError, open_store
+from ml.serving import hot
 from ml.serving.hot import HotFeatures
 from tests.conftest import forget
 from tests.redis_server import RedisServer
@@ -92,11 +93,32 @@ def test_hot__asked_twice__read_once_and_again_when_the_tick_moves() -> None:
         assert (known.tick, known.found[key]) == (TICK, {"plane_year": 1999.0})
         scripted.values[key], scripted.tick = {"plane_year": 2001.0}, TICK.replace(hour=9)
         eventually(lambda: features.known.tick == scripted.tick)
-        assert features.lookup([key]) is None
+        assert features.lookup([("plane", "N1")]) is None
         _read(features, key)
         assert features.lookup([key]).found[key] == {"plane_year": 2001.0}  # type: ignore[union-attr]
     finally:
         features.stop()
+
+
+def test_hot__values_mended_within_a_tick__read_again_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hot, "LIFETIME", 1.0)
+    monkeypatch.setattr(hot, "WATCH_SECONDS", 0.1)
+    keys: list[Key] = [("plane", f"N{number}") for number in range(1000)]
+    scripted, read_at_once = Scripted(), []
+    scripted.values = {key: {"plane_year": 1999.0} for key in keys}
+    features = HotFeatures(scripted, 0.5)  # type: ignore[arg-type]
+    features.start()
+    try:
+        arrived: list[datetime | None] = []
+        features.read(keys, lambda known: arrived.append(known.tick))
+        eventually(lambda: arrived)
+        scripted.values = {key: {"plane_year": 2001.0} for key in keys}
+        read = scripted.read
+        monkeypatch.setattr(scripted, "read", lambda asked: (read_at_once.append(len(asked)), read(asked))[1])
+        eventually(lambda: all(features.known.found[key] == {"plane_year": 2001.0} for key in keys))
+    finally:
+        features.stop()
+    assert max(read_at_once) < len(keys)
 
 
 def test_hot__store_gone__what_was_read_still_answers_and_nobody_waits() -> None:
