@@ -25,7 +25,8 @@ from ops.load import Point, offer
 from ops.serving_case import Case, ContenderError, make
 from ops.serving_where import where
 
-LIMIT_MS = 10.0
+LIMIT_MS, LOOSE_MS = 10.0, 100.0
+"""Of p99. The loose one is for whoever never meets the other: its rate flatters it, and ratios to it are lower bounds."""
 FIRST_RATE, LOWEST_RATE = 100.0, 5.0
 STEP_DOWN = 0.95
 CONFIRMATIONS = 12
@@ -65,6 +66,7 @@ class Result:
     half: Measured | None = None
     problem: str = ""
     others: float = 0.0
+    limit: float = LIMIT_MS
 
     @property
     def rate(self) -> float:
@@ -117,15 +119,15 @@ def rated(server: contenders.Server, plan: Plan) -> Result:
     """The highest rate of a running server, and half of it; or why there is none."""
     send = partial(offer, server.port, server.requests)
     send(FIRST_RATE, int(2 * FIRST_RATE))
-    rate = search(lambda rate, seed: probe(send, rate, plan, seed), plan.precision)
-    top = confirmed(server, rate, plan) if rate else None
-    if top is None:
-        problem = f"no rate found that holds with p99 <= {LIMIT_MS:g} ms; the search ended at {rate:,.0f} a second"
-        say(f"FAILED: {problem}")
-        return Result(server.contender, problem=problem)
-    half = server_point(server, top.point.rate / 2, plan, seed=77, limit=float("inf"))
-    tell("half of it", half.point)
-    return Result(server.contender, top, half)
+    for limit in (LIMIT_MS, LOOSE_MS):
+        rate = search(partial(probe, send, plan=plan, limit=limit), plan.precision)
+        top = confirmed(server, rate, plan, limit) if rate else None
+        if top is not None:
+            half = server_point(server, top.point.rate / 2, plan, seed=77, limit=float("inf"))
+            tell("half of it", half.point, limit)
+            return Result(server.contender, top, half, limit=limit)
+        say(f"no rate holds with p99 <= {limit:g} ms; the search ended at {rate:,.0f} a second")
+    return Result(server.contender, problem=f"no rate holds with p99 <= {LOOSE_MS:g} ms")
 
 
 def share_of_others(pid: int, before: contenders.Cpu, began: float) -> float:
@@ -158,18 +160,18 @@ def search(passes: Callable[[float, int], bool], precision: float) -> float:
     return low
 
 
-def probe(send: Callable[..., Point], rate: float, plan: Plan, seed: int) -> bool:
-    point = send(rate, max(200, int(rate * plan.probe)), seed=seed, limit=LIMIT_MS)
-    tell("probe", point)
-    return point.within(LIMIT_MS)
+def probe(send: Callable[..., Point], rate: float, seed: int, plan: Plan, limit: float) -> bool:
+    point = send(rate, max(200, int(rate * plan.probe)), seed=seed, limit=limit)
+    tell("probe", point, limit)
+    return point.within(limit)
 
 
-def confirmed(server: contenders.Server, rate: float, plan: Plan) -> Measured | None:
+def confirmed(server: contenders.Server, rate: float, plan: Plan, limit: float) -> Measured | None:
     """The first rate from `rate` downwards that holds on a long run; None: none does."""
     for attempt in range(CONFIRMATIONS):
-        found = server_point(server, rate * STEP_DOWN**attempt, plan, seed=1000 + attempt, limit=LIMIT_MS)
-        tell("long run", found.point)
-        if found.point.within(LIMIT_MS):
+        found = server_point(server, rate * STEP_DOWN**attempt, plan, seed=1000 + attempt, limit=limit)
+        tell("long run", found.point, limit)
+        if found.point.within(limit):
             return found
     return None
 
@@ -183,10 +185,10 @@ def server_point(server: contenders.Server, rate: float, plan: Plan, seed: int, 
     return Measured(point, spent.server / max(point.answered, 1) * 1e6)
 
 
-def tell(kind: str, point: Point) -> None:
+def tell(kind: str, point: Point, limit: float) -> None:
     found = "given up" if point.stopped else f"p50 {point.p50:.2f} ms, p99 {point.p99:.2f} ms"
     errors = f", {point.errors} errors: {point.first_error[:200]}" if point.errors else ""
-    verdict = "holds" if point.within(LIMIT_MS) else "does not hold"
+    verdict = "holds" if point.within(limit) else "does not hold"
     say(f"{kind} at {point.rate:,.0f}/s, {point.planned:,} requests: {found}{errors}: {verdict}")
 
 
@@ -199,7 +201,7 @@ def report(results: Sequence[Result]) -> None:
             rows.append([r.contender.about, r.problem[:80], *[""] * 9])
             continue
         rows.append([
-            r.contender.about, f"{r.rate:,.0f}", f"{ours['predict'] / r.rate:.2f}", f"{ours['infer'] / r.rate:.2f}",
+            r.contender.about, f"{r.rate:,.0f}" + loose(r), f"{ours['predict'] / r.rate:.2f}", f"{ours['infer'] / r.rate:.2f}",
             f"{r.top.point.p50:.2f}", f"{r.top.point.p99:.2f}", f"{r.half.point.p50:.2f}", f"{r.half.point.p99:.2f}",
             f"{r.top.cpu:,.0f}", f"{r.half.cpu:,.0f}", f"{r.top.point.planned:,} / {r.half.point.planned:,}",
         ])  # fmt: skip
@@ -214,6 +216,10 @@ def report(results: Sequence[Result]) -> None:
     say(f"Other processes used up to {busy:.0%} of the cores: {'quiet enough' if busy <= QUIET else 'NOT QUIET, measure again'}.")
 
 
+def loose(result: Result) -> str:
+    return f" (p99 <= {result.limit:g} ms)" if result.limit > LIMIT_MS else ""
+
+
 def summary(results: Sequence[Result]) -> bool:
     """What was aimed at and what came; True when a contender could not be measured."""
     rates = {r.contender.name: r.rate for r in results}
@@ -222,7 +228,8 @@ def summary(results: Sequence[Result]) -> bool:
         if peer in rates and "predict" in rates:
             ratio = rates["predict"] / rates[peer]
             verdict = "met" if ratio >= wanted else "MISSED" if np.isfinite(ratio) else "not measured"
-            say(f"- POST /predict against {peer}: {ratio:.2f} times, wanted {wanted:g}: {verdict}")
+            held = next(loose(r) for r in results if r.contender.name == peer)
+            say(f"- POST /predict against {peer}{held}: {ratio:.2f} times, wanted {wanted:g}: {verdict}")
     for r in results:
         if r.problem:
             say(f"- {r.contender.name} was not measured: {r.problem}")
