@@ -206,7 +206,7 @@ def test_look__beside_another_canary_or_an_experiment__refused(champion: None) -
         look("pass", THREE)
 
 
-def ask(entities: range, shift: float, broken: bool = False) -> None:
+def ask(entities: range, shift: float, broken: bool = False, model: str | None = None) -> None:
     """What a service logs when these are asked for under the present manifest: answers, and copies by the other model."""
     now = manifest.current()
     assert now is not None and now.canary is not None and now.champion is not None
@@ -224,7 +224,7 @@ def ask(entities: range, shift: float, broken: bool = False) -> None:
                 Entry(
                     entity_id=name, event_time=at, prediction_time=at, logged_at=at, model_version=deployed.version,
                     probability=answers[deployed.version], flags=flags, request_id=name, tick=None, features={}, cohort=label,
-                    manifest=now.version, seconds=0.002 + chance.gauss(0, 0.0002),
+                    manifest=now.version, seconds=0.002 + chance.gauss(0, 0.0002), model=model,
                 )
             )  # fmt: skip
     writer = PredictionLog(log.folder())
@@ -259,6 +259,19 @@ def test_look__at_a_real_log__a_bad_candidate_is_taken_out(two_steps: None, shif
     assert check in state.reason
     now = manifest.current()
     assert now is not None and now.canary is None
+
+
+def test_look__two_names_in_one_log__the_canary_of_one_is_not_judged_by_the_other(two_steps: None) -> None:
+    rollout.look(TWO, AS_OF)
+    now = manifest.current()
+    assert now is not None
+    ask(range(3_000), 0.3, broken=True, model="other")  # the same entities, cohorts, versions and number of the manifest
+    assert len(log.since_manifest(now.version, name="other")) > 3_000
+    assert len(log.since_manifest(now.version)) == 0
+    state = rollout.look(TWO, AS_OF)
+    assert (state.verdict, state.share) == ("running", 0.25)
+    ask(range(3_000), 0.0)
+    assert rollout.look(TWO, AS_OF).share == 0.5
 
 
 def test_labels__of_landed_rows_that_have_matured(workspace: Path) -> None:
