@@ -51,6 +51,18 @@ def test_walk__without_labels_a_blurred_candidate_is_promoted() -> None:
     assert walk(ct.unlabelled(replace(EQUAL, blur=1.0), "unlabelled")).verdict == "pass"
 
 
+def test_walk__waiting_for_labels__the_blurred_candidate_is_caught_and_it_takes_hours() -> None:
+    fast = replace(EQUAL, blur=1.0, faster=4)
+    assert walk(replace(fast, label_hours=48)).verdict == "pass", "its steps pass before a label matures"
+    caught = walk(replace(fast, label_hours=48, waits=500))
+    assert (caught.verdict, caught.because, caught.step) == ("fail", "quality", 1)
+    fine = walk(replace(EQUAL, faster=4, label_hours=48, waits=500))
+    assert fine.verdict == "pass"
+    assert fine.hours > 48
+    assert fine.hours == pytest.approx(fine.requests * 90 / 3600 / 4, rel=0.05)
+    assert 48 < fine.longest_hours < fine.hours
+
+
 def test_blur_for__costs_as_much_auc_as_asked() -> None:
     blur = ct.blur_for(STREAM.y_true, TRUTH, 0.05)
     blurred = replace(EQUAL, blur=blur).of_trial(np.random.default_rng(5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pandas as pd
@@ -259,6 +259,29 @@ def test_look__at_a_real_log__a_bad_candidate_is_taken_out(two_steps: None, shif
     assert check in state.reason
     now = manifest.current()
     assert now is not None and now.canary is None
+
+
+def test_look__waiting_for_labels__the_last_step_keeps_its_share_until_time_runs_out(
+    champion: None, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits(workspace, monkeypatch, steps=[0.25, 0.5], wait_for_labels=500)
+    rollout.look(TWO, AS_OF)
+    ask(range(3_000), 0.0)
+    assert rollout.look(TWO, AS_OF).share == 0.5, "the first step does not wait"
+    ask(range(3_000, 6_000), 0.0)
+    state = rollout.look(TWO, AS_OF)
+    assert (state.verdict, state.share, state.reason) == ("running", 0.5, "at 50%: labels: 0 of 500 labels")
+    began = [entry for entry in ledger.entries("canary") if entry.verdict == "running"][-1].recorded_at
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return (began + timedelta(hours=24, seconds=1)).replace(tzinfo=tz)
+
+    monkeypatch.setattr(rollout, "datetime", Later)
+    state = rollout.look(TWO, AS_OF)
+    assert (state.verdict, state.share) == ("inconclusive", 0.5)
+    assert state.reason == "no verdict after 24 h at 50%: labels: 0 of 500 labels"
 
 
 def test_look__two_names_in_one_log__the_canary_of_one_is_not_judged_by_the_other(two_steps: None) -> None:
