@@ -7,6 +7,7 @@ ledger; each may be done again after a crash at any point, with the same effect.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from ml import ledger, store, tracking
@@ -16,7 +17,8 @@ from ml.refs import Decision, VersionRef
 from ml.serving import manifest
 from ml.serving.manifest import Deployed, Manifest
 
-KIND = "canary"
+KIND, TRIAL = "canary", "experiment"
+"""Kinds of ledger entries."""
 PASSED, REFUSED, SKIPPED, APPROVED = "passed", "refused", "skipped", "approved"
 FINAL = {PASSED, REFUSED, SKIPPED, APPROVED}
 """Verdicts after which a release's canary is not looked at again."""
@@ -143,6 +145,7 @@ def promote(version: VersionRef, as_of: datetime, said: str = "", by: str = "") 
         _require_leave(version, as_of, said, by)
     reason = next((e.reason for e in ledger.entries("gate", subject=f"v{version.version}")), "released by hand")
     published = done or manifest.promote(deployable(version), as_of, "release", reason, key)
+    note_endings()
     _name_champion("promotion", f"promotion-{published.version}", published, as_of, reason)
     return published
 
@@ -209,6 +212,7 @@ def rollback(to: str | None, by: str, reason: str, as_of: datetime | None = None
         published = _serve_again(now, _target(now, to), as_of, by, reason)
     if published.champion is None:
         raise NotFoundError(f"manifest {published.version} names no champion", "promote a version")
+    note_endings()
     _name_champion("rollback", f"rollback-{published.version}", published, published.changed_at, published.reason)
     return published
 
@@ -265,6 +269,39 @@ def data_now() -> datetime:
     if schedule.end is None or clock.date() <= schedule.end:
         return clock
     return max((entry.as_of for entry in ledger.entries()), default=clock)
+
+
+# ---- the end of an experiment
+
+
+def stop_key(name: str) -> str:
+    """Of the manifest by which a person ends an experiment, and of the ledger's note of its end, whoever ended it."""
+    return f"{TRIAL}-{name}-stop"
+
+
+def note_endings() -> None:
+    """Notes the end of every experiment that is in the manifest no more: by which change, by whom and why. Again is once.
+
+    The manifests know all of it, so that a change that was killed before its note, or that was made past this module, gets one
+    when somebody next looks.
+    """
+    documents = manifest.history()
+    for before, out in pairwise(documents):
+        trial = before.experiment
+        if trial is None or (out.experiment is not None and out.experiment.name == trial.name):
+            continue
+        verdict, reason = "stopped", out.reason
+        if out.key != stop_key(trial.name):
+            reason = f"stopped by {_cause(out.key)}, manifest {out.version}, by {out.by}: {out.reason}"
+        elif out.champion != before.champion:
+            verdict = f"adopted {next(arm for arm, deployed in trial.arms.items() if deployed == out.champion)}"
+        evidence = {"manifest": out.version, "by": out.by}
+        ledger.record(TRIAL, stop_key(trial.name), out.changed_at, trial.name, verdict, reason, evidence)
+
+
+def _cause(key: str) -> str:
+    """What kind of change a manifest's key stands for."""
+    return {"rollback": "rollback", "promote": "promotion"}.get(key.partition("-")[0], f"change {key}")
 
 
 # ---- what they share
