@@ -24,6 +24,8 @@ FINAL = {PASSED, REFUSED, SKIPPED, APPROVED}
 """Verdicts after which a release's canary is not looked at again."""
 YES, NO = "promote", "roll back"
 """What a person may say to a canary that is inconclusive."""
+GRANT, DENY = "Approve", "Reject"
+"""What a person may say before any traffic, where `release.approval` asks for it."""
 
 
 def identity(version: VersionRef, as_of: datetime) -> str:
@@ -57,6 +59,25 @@ def note(
     evidence = {"release": release, "share": share, "manifest": manifest.current_version(), "by": by}
     ledger.record(KIND, key, as_of, subject, verdict, reason, evidence | {"decision": decision.to_xcom() if decision else None})
     return next(entry for entry in ledger.entries(KIND, subject=subject) if entry.key == key)
+
+
+def hear(version: VersionRef, as_of: datetime, said: str, by: str) -> None:
+    """Notes what a person said before any traffic, once; a no is the release's final verdict.
+
+    Args:
+        said: `GRANT` or `DENY`.
+        by: who said it; empty: nobody did until the time was over.
+
+    Raises:
+        EvergreenError: it was something else.
+    """
+    if said not in (GRANT, DENY):
+        raise EvergreenError(f"{said!r} is no answer to whether a candidate shall get traffic", f"say {GRANT} or {DENY}")
+    if said == GRANT:
+        note(version, as_of, 0.0, "allowed", f"{by or 'a person'} said yes before any traffic", by=by)
+    else:
+        told = f"{by} said no" if by else "nobody said yes in time"
+        note(version, as_of, 0.0, REFUSED, f"{told}, before any traffic", by=by)
 
 
 def outcome(version: VersionRef, as_of: datetime) -> ledger.Entry | None:
@@ -159,11 +180,13 @@ def adopt(deployed: Deployed, as_of: datetime, by: str, reason: str, key: str) -
 
 def _require_leave(version: VersionRef, as_of: datetime, said: str, by: str) -> None:
     now, limits = manifest.current(), load_params().release
+    entry = outcome(version, as_of)
+    if entry is not None and entry.verdict == REFUSED:  # first: a person may refuse where there is no champion, and no canary
+        raise NothingToDo(f"the release of version {version.version} was refused: {entry.reason}")
     if now is None or now.champion is None or now.champion == deployable(version):
         return
     if now.experiment is not None:
         raise EvergreenError(f"experiment {now.experiment.name!r} runs", "end it with `evergreen experiment stop`")
-    entry = outcome(version, as_of)
     if said == YES and entry is None and owns(version, as_of):
         entry = note(version, as_of, now.canary_share, APPROVED, f"{by or 'a person'} said yes", by=by)
     if said == NO and (entry is None or entry.verdict != PASSED):
@@ -171,8 +194,6 @@ def _require_leave(version: VersionRef, as_of: datetime, said: str, by: str) -> 
         note(version, as_of, now.canary_share, REFUSED, reason, by=by)
         withdraw(version, as_of, by or "release", reason)
         raise NothingToDo(reason)
-    if entry is not None and entry.verdict == REFUSED:
-        raise NothingToDo(f"the canary of version {version.version} was refused: {entry.reason}")
     if not limits.steps or (entry is not None and (entry.verdict == SKIPPED or owns(version, as_of))):
         return
     state = f"{entry.verdict}, but it was taken out since" if entry else "no verdict yet"

@@ -7,12 +7,14 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from ops.airflow_api import Airflow, RunFailedError
 from tests.e2e.conftest import Place
@@ -134,6 +136,45 @@ def test_release__canary_without_traffic__a_person_decides_and_silence_means_no(
     ])  # fmt: skip
 
 
+@pytest.fixture
+def approving(airflow: Airflow, place: Place) -> Iterator[None]:
+    """The same Airflow with `release.approval: true`, and back."""
+    path = place.settings.params
+    before = path.read_text()
+    params = yaml.safe_load(before)
+    params["release"]["approval"] = True
+    path.write_text(yaml.safe_dump(params))
+    _parse_again(airflow, "release", lambda tasks: "approve" in tasks)
+    yield
+    path.write_text(before)
+    _parse_again(airflow, "release", lambda tasks: "approve" not in tasks)
+
+
+@pytest.mark.usefixtures("approving")
+def test_release__with_approval__yes_goes_on_and_no_and_silence_expose_nothing(airflow: Airflow, place: Place) -> None:
+    second, manifests = _releasable(place, "2"), _manifests(place)
+    refused = {"smoke": "success", "approve": "success", "canary": "success", "ask": "skipped", "promote": "skipped"}
+
+    run_id = airflow.trigger("release", conf={"version": second, "as_of": "2013-01-21T08:00:00"})
+    _answer(airflow, "release", run_id, "approve", "Reject")
+    assert airflow.follow("release", run_id).states == refused
+
+    silent = airflow.run("release", conf={"version": second, "as_of": "2013-01-21T09:00:00"})
+    assert silent.states == refused
+    assert _manifests(place) == manifests, "neither of the two changed who answers"
+    assert _serving(place) == "1 None 0.0"
+
+    run_id = airflow.trigger("release", conf={"version": second, "as_of": "2013-01-21T10:00:00"})
+    _answer(airflow, "release", run_id, "approve", "Approve")
+    _answer(airflow, "release", run_id, "ask", "promote")
+    assert airflow.follow("release", run_id).states == refused | {"ask": "success", "promote": "success"}
+    assert _manifests(place) == manifests + 2, "its canary, and its promotion"
+    assert _serving(place) == "2 None 0.0"
+    assert _said(place, "2013-01-21T08:00:00") == [("refused", "admin", "admin said no, before any traffic")]
+    assert _said(place, "2013-01-21T09:00:00") == [("refused", "", "nobody said yes in time, before any traffic")]
+    assert _said(place, "2013-01-21T10:00:00")[0] == ("allowed", "admin", "admin said yes before any traffic")
+
+
 def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, place: Place) -> None:
     again = place.services("up", "airflow")
     assert (again.returncode, "runs already" in again.stdout) == (0, True)
@@ -182,6 +223,34 @@ def _serving(place: Place) -> str:
     return place.python(
         "from ml.serving import manifest; now = manifest.current(); print(now.champion.version, now.canary, now.canary_share)"
     )
+
+
+def _manifests(place: Place) -> int:
+    """The manifest's version: how often what serves has changed."""
+    return int(place.python("from ml.serving import manifest; print(manifest.current_version())"))
+
+
+def _said(place: Place, as_of: str) -> list[tuple[str, str, str]]:
+    """Verdict, person and reason of what the ledger notes of a release."""
+    code = f"""
+import json
+from ml import ledger
+print(json.dumps([(e.verdict, e.evidence["by"], e.reason) for e in ledger.entries("canary") if e.as_of.isoformat() == {as_of!r}]))
+"""
+    return [(verdict, by, reason) for verdict, by, reason in json.loads(place.python(code))]
+
+
+def _parse_again(airflow: Airflow, dag: str, done: Callable[[set[str]], bool], seconds: float = 120) -> None:
+    """Has a DAG file parsed with the present parameters, as the button *reparse* does, until its tasks are as wanted."""
+    token = airflow.http.get(f"/dags/{dag}").json()["file_token"]
+    airflow.http.put(f"/parseDagFile/{token}").raise_for_status()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = {task["task_id"] for task in airflow.http.get(f"/dags/{dag}/tasks").json()["tasks"]}
+        if done(found):
+            return
+        time.sleep(0.3)
+    raise AssertionError(f"{dag} was not parsed again within {seconds} s; its tasks: {sorted(found)}")
 
 
 def _answer(airflow: Airflow, dag: str, run_id: str, task: str, option: str, seconds: float = 120) -> None:

@@ -15,7 +15,7 @@ import yaml
 from ml import ledger, steps
 from ml.config import ROOT, Release
 from ml.data import rows, snapshots
-from ml.errors import EvergreenError
+from ml.errors import EvergreenError, NothingToDo
 from ml.monitoring import rollout
 from ml.refs import CanaryState, Check, Decision, VersionRef, Window
 from ml.serving import log, manifest, release, router
@@ -282,6 +282,35 @@ def test_look__waiting_for_labels__the_last_step_keeps_its_share_until_time_runs
     state = rollout.look(TWO, AS_OF)
     assert (state.verdict, state.share) == ("inconclusive", 0.5)
     assert state.reason == "no verdict after 24 h at 50%: labels: 0 of 500 labels"
+
+
+@pytest.mark.parametrize(("by", "reason"), [("anna", "anna said no"), ("", "nobody said yes in time")])
+def test_canary__a_person_or_silence_says_no__nothing_is_exposed_and_it_is_noted(champion: None, by: str, reason: str) -> None:
+    for _ in range(2):
+        state = steps.canary(TWO, AS_OF, said=release.DENY, by=by)
+        assert (state.verdict, state.share, state.reason) == ("fail", 0.0, f"{reason}, before any traffic")
+    assert manifest.current_version() == 1
+    (entry,) = ledger.entries("canary")
+    assert (entry.verdict, entry.evidence["by"]) == ("refused", by)
+    with pytest.raises(NothingToDo, match=f"version 2 was refused: {reason}"):
+        steps.promote(TWO, AS_OF)
+    assert manifest.current_version() == 1
+
+
+def test_canary__a_person_says_no_where_nothing_serves__nothing_is_promoted(workspace: Path) -> None:
+    assert steps.canary(ONE, AS_OF, said=release.DENY, by="anna").verdict == "fail"
+    with pytest.raises(NothingToDo, match="anna said no"):
+        steps.promote(ONE, AS_OF)
+    assert manifest.current_version() == 0
+
+
+def test_canary__a_person_says_yes__it_begins_and_who_said_so_is_noted_once(champion: None) -> None:
+    for _ in range(2):
+        state = steps.canary(TWO, AS_OF, said=release.GRANT, by="anna")
+    assert (state.verdict, state.share) == ("running", 0.05)
+    assert [(e.verdict, e.evidence["by"]) for e in ledger.entries("canary")] == [("allowed", "anna"), ("running", "")]
+    with pytest.raises(EvergreenError, match="'perhaps' is no answer"):
+        steps.canary(TWO, AS_OF, said="perhaps")
 
 
 def test_look__two_names_in_one_log__the_canary_of_one_is_not_judged_by_the_other(two_steps: None) -> None:
