@@ -83,13 +83,16 @@ def measure(table: pd.DataFrame, trials: int, picture: Path | None, only: str = 
         say(f"{candidate.name}: {number} walks, {looks:,} looks, {time.monotonic() - began:.0f} s")
     say("\nbrackets: 95 % intervals (Wilson)\n")
     verdicts(outcomes)
-    fast = {c.name for c in others if c.faster > 1}
-    say("\nuntil the verdict, median and 95 of 100:\n")
-    times(stream, {name: found for name, found in outcomes.items() if name not in fast}, limits)
-    say(f"\nhours until the verdict at {FASTER} x the rows' rate, median and 95 of 100:\n")
-    hours({name: found for name, found in outcomes.items() if name in fast})
+    quick = {c.name: outcomes.pop(c.name) for c in others if c.faster > 1}
+    if outcomes:
+        say("\nuntil the verdict, median and 95 of 100:\n")
+        times(stream, outcomes, limits)
+    if quick:
+        say(f"\nhours until the verdict at {FASTER} x the rows' rate, median and 95 of 100:\n")
+        hours(quick)
     if picture:
         draw(outcomes, [c.name for c in (*equal, *bad)], picture)
+    outcomes |= quick
     return [
         line(kind, c.name, outcomes[c.name]) for kind, some in (("equal", equal), ("bad", bad), ("other", others)) for c in some
     ]

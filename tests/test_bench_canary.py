@@ -77,7 +77,11 @@ def test_tables_and_picture__say_what_happened(tmp_path: Path, capsys: pytest.Ca
     bench_canary.verdicts(outcomes)
     bench_canary.times(STREAM, outcomes, LIMITS)
     bench_canary.draw(outcomes, list(outcomes), tmp_path / "new" / "canary.png")
+    quick = bench_canary.fast(EQUAL, 500)
+    assert (quick.name, quick.faster, quick.waits) == ("equal, 30 x traffic, waits for 500 labels", 30, 500)
+    bench_canary.hours(outcomes)
     told = capsys.readouterr().out
+    assert f"| fine | {bench_canary._middle([o.hours for o in outcomes['fine']], '.1f')} |" in told
     assert "latency 3" in told
     assert (tmp_path / "new" / "canary.png").read_bytes().startswith(b"\x89PNG")
     assert bench_canary.line("bad", "slow", outcomes["slow"]).endswith("wanted: at least 95%: met")
@@ -88,5 +92,9 @@ def test_bench_canary__teaches_and_refuses_too_few_trials() -> None:
     command = [sys.executable, "-m", "ops.bench_canary"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "--trials" in shown.stdout
+    mixed = subprocess.run(
+        [*command, "--only", "traffic", "--picture", "p.png"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (mixed.returncode, "leave out --only" in mixed.stderr) == (2, True)
     refused = subprocess.run([*command, "--trials", "3"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (refused.returncode, "less than 20" in refused.stderr) == (2, True)

@@ -152,27 +152,26 @@ def approving(airflow: Airflow, place: Place) -> Iterator[None]:
 
 @pytest.mark.usefixtures("approving")
 def test_release__with_approval__yes_goes_on_and_no_and_silence_expose_nothing(airflow: Airflow, place: Place) -> None:
-    second, manifests = _releasable(place, "2"), _manifests(place)
+    second, (before, _) = _releasable(place, "2"), _release_notes(place)
     refused = {"smoke": "success", "approve": "success", "canary": "success", "ask": "skipped", "promote": "skipped"}
 
     run_id = airflow.trigger("release", conf={"version": second, "as_of": "2013-01-21T08:00:00"})
     _answer(airflow, "release", run_id, "approve", "Reject")
     assert airflow.follow("release", run_id).states == refused
 
-    silent = airflow.run("release", conf={"version": second, "as_of": "2013-01-21T09:00:00"})
-    assert silent.states == refused
-    assert _manifests(place) == manifests, "neither of the two changed who answers"
-    assert _serving(place) == "1 None 0.0"
+    assert airflow.run("release", conf={"version": second, "as_of": "2013-01-21T09:00:00"}).states == refused
+    manifests, notes = _release_notes(place)
+    assert manifests == before, "neither of the two changed who answers"
+    assert notes["2013-01-21T08:00:00"] == [["refused", "admin", "admin said no, before any traffic"]]
+    assert notes["2013-01-21T09:00:00"] == [["refused", "", "nobody said yes in time, before any traffic"]]
 
     run_id = airflow.trigger("release", conf={"version": second, "as_of": "2013-01-21T10:00:00"})
     _answer(airflow, "release", run_id, "approve", "Approve")
     _answer(airflow, "release", run_id, "ask", "promote")
     assert airflow.follow("release", run_id).states == refused | {"ask": "success", "promote": "success"}
-    assert _manifests(place) == manifests + 2, "its canary, and its promotion"
-    assert _serving(place) == "2 None 0.0"
-    assert _said(place, "2013-01-21T08:00:00") == [("refused", "admin", "admin said no, before any traffic")]
-    assert _said(place, "2013-01-21T09:00:00") == [("refused", "", "nobody said yes in time, before any traffic")]
-    assert _said(place, "2013-01-21T10:00:00")[0] == ("allowed", "admin", "admin said yes before any traffic")
+    manifests, notes = _release_notes(place)
+    assert manifests[len(before) :] == [["1", "2"], ["2", None]], "champion and canary: it got traffic, then it was promoted"
+    assert notes["2013-01-21T10:00:00"][0] == ["allowed", "admin", "admin said yes before any traffic"]
 
 
 def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, place: Place) -> None:
@@ -225,19 +224,20 @@ def _serving(place: Place) -> str:
     )
 
 
-def _manifests(place: Place) -> int:
-    """The manifest's version: how often what serves has changed."""
-    return int(place.python("from ml.serving import manifest; print(manifest.current_version())"))
-
-
-def _said(place: Place, as_of: str) -> list[tuple[str, str, str]]:
-    """Verdict, person and reason of what the ledger notes of a release."""
-    code = f"""
+def _release_notes(place: Place) -> tuple[list[list[str | None]], dict[str, list[list[str]]]]:
+    """Champion and canary of every manifest; and what the ledger notes of releases, by their time: verdict, person, reason."""
+    code = """
 import json
 from ml import ledger
-print(json.dumps([(e.verdict, e.evidence["by"], e.reason) for e in ledger.entries("canary") if e.as_of.isoformat() == {as_of!r}]))
+from ml.serving import manifest
+notes = {}
+for e in ledger.entries("canary"):
+    notes.setdefault(e.as_of.isoformat(), []).append([e.verdict, e.evidence["by"], e.reason])
+named = lambda deployed: deployed and deployed.version
+print(json.dumps([[[named(d.champion), named(d.canary)] for d in manifest.history()], notes]))
 """
-    return [(verdict, by, reason) for verdict, by, reason in json.loads(place.python(code))]
+    manifests, notes = json.loads(place.python(code))
+    return manifests, notes
 
 
 def _parse_again(airflow: Airflow, dag: str, done: Callable[[set[str]], bool], seconds: float = 120) -> None:
