@@ -254,15 +254,18 @@ def _parse_again(airflow: Airflow, dag: str, done: Callable[[set[str]], bool], s
 
 
 def _answer(airflow: Airflow, dag: str, run_id: str, task: str, option: str, seconds: float = 120) -> None:
-    """Answers a question as a person does, as soon as it is put."""
+    """Answers a question as a person does, who has read it.
+
+    An answer within milliseconds resumes the task before Airflow has booked that it paused: it takes it for killed, and asks again.
+    """
     deadline = time.monotonic() + seconds
-    body = {"chosen_options": [option], "params_input": {}}
-    while time.monotonic() < deadline:
-        answer = airflow.http.patch(f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/-1/hitlDetails", json=body)
-        if answer.is_success:
-            return
+    while (state := _instance(airflow, dag, run_id, task).get("state")) != "awaiting_input":
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{task} did not ask within {seconds} s: {state}")
         time.sleep(0.2)
-    raise AssertionError(f"{task} did not ask within {seconds} s: {answer.text}")
+    time.sleep(1.5)
+    body = {"chosen_options": [option], "params_input": {}}
+    airflow.http.patch(f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/-1/hitlDetails", json=body).raise_for_status()
 
 
 def _versions(place: Place) -> str:
