@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
+from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param, PokeReturnValue, TriggerRule, dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 
@@ -20,7 +20,7 @@ recorded ones. `canary` gives it growing shares of the live traffic (`release.st
 `promote` moves the deployment manifest by compare-and-set, and the alias (asset `champion`). The service follows the manifest.
 
 **Who is asked** — with `release.approval`, `approve` before any traffic; `ask` when a canary has no verdict after `release.max_hours`. No answer
-means no. Under *Required actions*.
+means no. Under *Required actions*. The ledger notes who said what (`evergreen ledger --kind canary`).
 
 **Who is called** — the data team, on *failed*. Until `promote` has succeeded the old champion serves. Versions marked `backfill` are refused.
 A candidate that the canary or a person refuses is no failure: `promote` is skipped, and its log says why.
@@ -38,6 +38,7 @@ A candidate that the canary or a person refuses is no failure: `promote` is skip
 LIMITS = load_params().release
 CANARY_TIME = timedelta(hours=1 + LIMITS.max_hours * len(LIMITS.steps))
 ANSWER_TIME = timedelta(hours=LIMITS.approval_hours)
+NOT_ASKED: Json = {"chosen_options": [""]}
 
 
 def _only_when_inconclusive(context: Any) -> None:
@@ -73,12 +74,13 @@ def release() -> None:
             return decision.to_xcom()
 
     @task.sensor(mode="reschedule", poke_interval=5, timeout=CANARY_TIME.total_seconds())
-    def canary() -> PokeReturnValue:
+    def canary(*, ti: Any) -> PokeReturnValue:
         from ml import steps
 
         with step():
-            when = occasion()
-            state = steps.canary(asked_version(), when.as_of, when.asked.get("skip_canary") or "")
+            when, answer = occasion(), ti.xcom_pull(task_ids="approve") or NOT_ASKED
+            said, skip = answer["chosen_options"][0], when.asked.get("skip_canary") or ""
+            state = steps.canary(asked_version(), when.as_of, skip, said, responder(answer))
             return PokeReturnValue(state.verdict != "running", state.to_xcom())
 
     ask = HITLOperator(
@@ -97,7 +99,7 @@ def release() -> None:
 
         with step():
             version, as_of = asked_version(), occasion().as_of
-            answer = ti.xcom_pull(task_ids="ask") or {"chosen_options": [""]}
+            answer = ti.xcom_pull(task_ids="ask") or NOT_ASKED
             manifest = steps.promote(version, as_of, answer["chosen_options"][0], responder(answer))
             outlet_events[CHAMPION].extra = {"version": version.version, "manifest": manifest, "as_of": as_of.isoformat()}
             return manifest
@@ -105,8 +107,9 @@ def release() -> None:
     watched = canary()
     if LIMITS.approval:
         question = "Shall the candidate get traffic?"
-        yes = ApprovalOperator(task_id="approve", subject=question, defaults="Reject", response_timeout=ANSWER_TIME)
-        smoke() >> yes >> watched
+        options = ["Approve", "Reject"]
+        said = HITLOperator(task_id="approve", subject=question, options=options, defaults="Reject", response_timeout=ANSWER_TIME)
+        smoke() >> said >> watched
     else:
         smoke() >> watched
     promoted = promote()

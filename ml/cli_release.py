@@ -129,6 +129,8 @@ def status(name: Annotated[str | None, typer.Argument(help="default: the one tha
     for check in found.decision.checks:
         typer.echo(f"{'ok' if check.passed else '–':<3}{check.name}: {check.detail}")
     typer.echo(f"{found.decision.verdict}: {found.decision.reason}")
+    if found.ended:
+        typer.echo(f"ended: {found.ended}")
 
 
 @experiment_app.command("stop")

@@ -232,12 +232,20 @@ class Release(Section):
     max_score_shift: float = Field(gt=0, lt=1)
     loss_margin: float = Field(gt=0)
     min_labels: int = Field(ge=50)
+    wait_for_labels: int = Field(ge=0)
 
     @model_validator(mode="after")
     def _grows(self) -> Self:
         if self.steps != sorted(set(self.steps)) or any(not 0 < share <= 0.5 for share in self.steps):
             raise ValueError(
                 f"release.steps must grow and lie in (0, 0.5] (the baseline cohort is as large), but got {self.steps}"
+            )
+        if self.wait_for_labels and not self.steps:
+            raise ValueError(f"release.wait_for_labels is {self.wait_for_labels}, but without release.steps nothing waits")
+        if 0 < self.wait_for_labels < self.min_labels:
+            raise ValueError(
+                f"release.wait_for_labels must be 0 or at least min_labels ({self.min_labels}), below which labels do not bind, "
+                f"but got {self.wait_for_labels}"
             )
         return self
 
@@ -287,6 +295,12 @@ class Params(Section):
             raise ValueError(f"problem.table {self.problem.table!r} is not among tables: {', '.join(self.tables)}")
         if self.tables[self.problem.table].event_time is None:
             raise ValueError(f"table {self.problem.table!r} needs an event_time")
+        longest = self.release.max_hours * len(self.release.steps)
+        if self.release.wait_for_labels and longest <= self.train.embargo_hours:
+            raise ValueError(
+                f"release.wait_for_labels cannot be met: a canary lasts {longest:g} h (max_hours at each of steps), and labels "
+                f"mature after train.embargo_hours ({self.train.embargo_hours:g})"
+            )
         for allowed in self.features.allow_sensitive:
             table, _, column = allowed.partition(".")
             if table not in self.tables or column not in self.tables[table].sensitive:

@@ -317,12 +317,18 @@ def smoke(version: VersionRef) -> Decision:
     return proof.smoke(version)
 
 
-def canary(version: VersionRef, as_of: datetime, skip: str = "") -> CanaryState:
+def canary(version: VersionRef, as_of: datetime, skip: str = "", said: str = "", by: str = "") -> CanaryState:
     """Looks at the release's canary, and gives it its first or next share, or takes it out; call it until it does not say
     running.
+
+    Args:
+        said: what a person, `by`, said before any traffic: ``Approve`` or ``Reject``; empty: nobody was asked.
     """
     from ml.monitoring import rollout
+    from ml.serving import release
 
+    if said:
+        release.hear(version, as_of, said, by)
     return rollout.look(version, as_of, skip)
 
 

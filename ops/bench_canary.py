@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pandas as pd
 
 from ml import metrics
 from ml.config import Release, load_params
+from ml.errors import ConfigError
 from ml.monitoring import canary
 from ml.serving.router import CANARY, bucket
 from ops import canary_trials as ct
@@ -30,6 +32,8 @@ ALIKE = 4
 ROUNDS = 100
 AT_LIMIT, SLOW = ", at the limit", 5
 """A candidate on its limit runs to the last row: one walk for so many of the others."""
+FASTER = 30
+"""Times the rows' own rate: so fast that all steps pass before a label matures."""
 WANTED = {"equal": 0.02, "bad": 0.95}
 """Equal ones are rolled back at most so often, bad ones at least."""
 
@@ -37,26 +41,36 @@ WANTED = {"equal": 0.02, "bad": 0.95}
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ops.bench_canary", description=__doc__)
     parser.add_argument("--trials", type=int, default=500, help="walks of each candidate; default 500")
+    parser.add_argument("--only", default="", help="walk only candidates whose name holds this, e.g. traffic; default: all")
     parser.add_argument("--picture", type=Path, help="file for the picture; default: none")
     asked = parser.parse_args(arguments)
     if asked.trials < 20:
         parser.error(f"--trials {asked.trials} is less than 20: shares would mean little")
+    if asked.only and asked.picture:
+        parser.error("--picture shows all candidates: leave out --only")
     began = time.monotonic()
     with landed_days(*YEAR):
         table = features()
-        summary = measure(table, asked.trials, asked.picture)
+        summary = measure(table, asked.trials, asked.picture, asked.only)
     spent = f"{time.monotonic() - began:.0f} s, of which this process computed {time.process_time():.0f} s"
     say(f"\n## Summary, after {spent}\n\n" + "\n".join(f"- {line}" for line in summary))
 
 
-def measure(table: pd.DataFrame, trials: int, picture: Path | None) -> list[str]:
+def measure(table: pd.DataFrame, trials: int, picture: Path | None, only: str = "") -> list[str]:
     """All candidates' trials; prints the tables and gives the summary's lines.
 
     Args:
         table: feature rows of train window and pool.
+        only: a part of the names of those that walk; default: all.
+
+    Raises:
+        ConfigError: no candidate's name holds `only`.
     """
     params = load_params()
-    stream, equal, bad, others = candidates(table)
+    stream, *kinds = candidates(table)
+    equal, bad, others = ([c for c in kind if only in c.name] for kind in kinds)
+    if not (equal or bad or others):
+        raise ConfigError(f"no candidate is called {only!r}", f"choose from: {'; '.join(c.name for kind in kinds for c in kind)}")
     limits, server = params.release, ct.Server()
     say(f"\nlimits: {limits.model_dump()}; a step needs at least {canary.least_answers(limits)} answers of each cohort\n")
     true_harm(stream, [*equal, *bad, *others])
@@ -69,10 +83,16 @@ def measure(table: pd.DataFrame, trials: int, picture: Path | None) -> list[str]
         say(f"{candidate.name}: {number} walks, {looks:,} looks, {time.monotonic() - began:.0f} s")
     say("\nbrackets: 95 % intervals (Wilson)\n")
     verdicts(outcomes)
-    say("\nuntil the verdict, median and 95 of 100:\n")
-    times(stream, outcomes, limits)
+    quick = {c.name: outcomes.pop(c.name) for c in others if c.faster > 1}
+    if outcomes:
+        say("\nuntil the verdict, median and 95 of 100:\n")
+        times(stream, outcomes, limits)
+    if quick:
+        say(f"\nhours until the verdict at {FASTER} x the rows' rate, median and 95 of 100:\n")
+        hours(quick)
     if picture:
         draw(outcomes, [c.name for c in (*equal, *bad)], picture)
+    outcomes |= quick
     return [
         line(kind, c.name, outcomes[c.name]) for kind, some in (("equal", equal), ("bad", bad), ("other", others)) for c in some
     ]
@@ -116,8 +136,15 @@ def candidates(table: pd.DataFrame) -> tuple[ct.Stream, list[ct.Candidate], list
         ct.Candidate("all errors", newer, errors=1.0),
         ct.Candidate(f"{limit:.1%} errors{AT_LIMIT}", newer, errors=limit),
         ct.unlabelled(blurred, "AUC -0.03, no labels in time"),
+        *(fast(each, waits) for waits in (0, load_params().release.min_labels) for each in (*equal, blurred)),
     ]
     return stream, equal, bad, others
+
+
+def fast(candidate: ct.Candidate, waits: int) -> ct.Candidate:
+    """The same with so much traffic that labels come late, and a release that waits for some of them, or for none."""
+    told = f", waits for {waits} labels" if waits else ""
+    return replace(candidate, name=f"{candidate.name}, {FASTER} x traffic{told}", faster=FASTER, waits=waits)
 
 
 def true_harm(stream: ct.Stream, some: Sequence[ct.Candidate]) -> None:
@@ -170,6 +197,16 @@ def times(stream: ct.Stream, outcomes: dict[str, list[ct.Outcome]], limits: Rele
         rows.append([name, *shown, days, f"{rate:.2f}"])
     show(["candidate", "the canary's answers", "requests", "days at the rows' rate",
           f"requests a second at which {limits.max_hours:g} h a step suffice for 95 of 100"], rows)  # fmt: skip
+
+
+def hours(outcomes: dict[str, list[ct.Outcome]]) -> None:
+    """What waiting costs: hours until the verdict, and those of the longest step, which `max_hours` must allow."""
+    rows = []
+    for name, found in outcomes.items():
+        done = [o for o in found if o.verdict != "running"]
+        shown = [_middle([getattr(o, field) for o in done], ".1f") for field in ("hours", "longest_hours")] if done else ["-"] * 2
+        rows.append([name, *shown, _middle([o.answers for o in done]) if done else "-"])
+    show(["candidate", "hours", "hours of the longest step", "the canary's answers"], rows)
 
 
 def line(kind: str, name: str, found: Sequence[ct.Outcome]) -> str:

@@ -6,7 +6,7 @@ followed by the first. Cohorts are the router's: every row keeps its bucket, tur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,6 +58,10 @@ class Candidate:
     """Share of answers that it fails to give, beyond `Server.errors`."""
     label_hours: int = 24
     """From event to label."""
+    faster: int = 1
+    """So many of the rows' hours pass in one hour: rows come as much faster, and labels as late as ever."""
+    waits: int = 0
+    """`release.wait_for_labels` of its release."""
 
     def of_trial(self, rng: np.random.Generator) -> np.ndarray:
         """Answers of one trial, shape (n,)."""
@@ -91,9 +95,11 @@ class Outcome:
     requests: int
     """Of everybody."""
     hours: float
-    """At the rate of the rows."""
+    """At the rate of the rows, times `Candidate.faster`."""
     longest_step: int
     """Requests in the longest step."""
+    longest_hours: float
+    """Of the longest step: what `max_hours` must be for this walk."""
     looks: int
 
 
@@ -114,10 +120,12 @@ def walk(stream: Stream, candidate: Candidate, limits: Release, server: Server, 
     gaps = np.zeros(len(order))
     gaps[labelled] = metrics.log_losses(y_true[labelled], mine[labelled])
     gaps[labelled] -= metrics.log_losses(y_true[labelled], champion[labelled])
-    hour, known_at = event.astype("datetime64[h]").astype(np.int64), event + np.timedelta64(candidate.label_hours, "h")
-    start, answers, looks, longest, earlier = 0, 0, 0, 0, np.empty(0, dtype=int)
+    hour = event.astype("datetime64[h]").astype(np.int64) // candidate.faster
+    known_at = event + np.timedelta64(candidate.label_hours * candidate.faster, "h")
+    limits = limits.model_copy(update={"wait_for_labels": candidate.waits})
+    start, answers, looks, longest, longest_hours, earlier = 0, 0, 0, 0, 0.0, np.empty(0, dtype=int)
     for step, share in enumerate(limits.steps):
-        sides = buckets < share, buckets >= 1 - share
+        sides, at_step = (buckets < share, buckets >= 1 - share), canary.at_step(limits, share)
         by_canary, by_baseline = (start + np.flatnonzero(side[start:]) for side in sides)
         failed = [rng.random(len(by_canary)) < server.errors + candidate.errors, rng.random(len(by_baseline)) < server.errors]
         seconds = [server.median_seconds * np.exp(server.spread * rng.standard_normal(len(f))) for f in failed]
@@ -125,12 +133,9 @@ def walk(stream: Stream, candidate: Candidate, limits: Release, server: Server, 
         both, answered = start + np.flatnonzero((sides[0] | sides[1])[start:]), np.ones(len(order), dtype=bool)
         answered[by_canary[failed[0]]] = False
         paired = both[answered[both]]
-        verdict, ended = "running", False
-        for seen in range(EVERY, len(both) + EVERY, EVERY):
-            if ended:
-                break
-            last = int(both[min(seen, len(both)) - 1])
-            ended = seen >= len(both)
+        verdict = "running"
+        for seen in _looks(len(both), candidate.faster > 1):
+            last = int(both[seen - 1])
             n, m = int(np.searchsorted(by_canary, last, "right")), int(np.searchsorted(by_baseline, last, "right"))
             pairs = np.concatenate([earlier, paired[: np.searchsorted(paired, last, "right")]])
             matured = pairs[labelled[pairs] & (known_at[pairs] <= asked[last])]
@@ -144,16 +149,26 @@ def walk(stream: Stream, candidate: Candidate, limits: Release, server: Server, 
                 loss_gaps=gaps[matured],
                 hours=hour[matured],
             )
-            decision, looks = canary.judge(found, limits), looks + 1
+            decision, looks = canary.judge(found, at_step), looks + 1
             verdict, longest = decision.verdict, max(longest, last + 1 - start)
+            longest_hours = max(longest_hours, _hours(asked[last] - asked[start]) / candidate.faster)
             if verdict != "running":
                 break
         blamed = next((c.name for c in decision.checks if not c.passed and (verdict != "fail" or "harm" in c.detail)), "")
         if verdict != "pass" or step == len(limits.steps) - 1:
-            return Outcome(verdict, blamed, step, answers + n, last + 1, _hours(asked[last] - asked[0]), longest, looks)
+            hours = _hours(asked[last] - asked[0]) / candidate.faster
+            return Outcome(verdict, blamed, step, answers + n, last + 1, hours, longest, longest_hours, looks)
         earlier = pairs if pooled else earlier
         start, answers = last + 1, answers + n
     raise ValueError("limits.steps is empty: there is nothing to walk")
+
+
+def _looks(total: int, fast: bool) -> Iterator[int]:
+    """After how many of a step's answers one looks; where they come fast, a look waits for a twentieth more of them."""
+    seen = 0
+    while seen < total:
+        seen = min(total, seen + max(EVERY, seen // 20 if fast else 0))
+        yield seen
 
 
 def blur_for(y_true: np.ndarray, answers: np.ndarray, lost: float) -> float:

@@ -51,6 +51,18 @@ def test_walk__without_labels_a_blurred_candidate_is_promoted() -> None:
     assert walk(ct.unlabelled(replace(EQUAL, blur=1.0), "unlabelled")).verdict == "pass"
 
 
+def test_walk__waiting_for_labels__the_blurred_candidate_is_caught_and_it_takes_hours() -> None:
+    fast = replace(EQUAL, blur=1.0, faster=4)
+    assert walk(replace(fast, label_hours=48)).verdict == "pass", "its steps pass before a label matures"
+    caught = walk(replace(fast, label_hours=48, waits=500))
+    assert (caught.verdict, caught.because, caught.step) == ("fail", "quality", 1)
+    fine = walk(replace(EQUAL, faster=4, label_hours=48, waits=500))
+    assert fine.verdict == "pass"
+    assert fine.hours > 48
+    assert fine.hours == pytest.approx(fine.requests * 90 / 3600 / 4, rel=0.05)
+    assert 48 < fine.longest_hours < fine.hours
+
+
 def test_blur_for__costs_as_much_auc_as_asked() -> None:
     blur = ct.blur_for(STREAM.y_true, TRUTH, 0.05)
     blurred = replace(EQUAL, blur=blur).of_trial(np.random.default_rng(5))
@@ -65,7 +77,11 @@ def test_tables_and_picture__say_what_happened(tmp_path: Path, capsys: pytest.Ca
     bench_canary.verdicts(outcomes)
     bench_canary.times(STREAM, outcomes, LIMITS)
     bench_canary.draw(outcomes, list(outcomes), tmp_path / "new" / "canary.png")
+    quick = bench_canary.fast(EQUAL, 500)
+    assert (quick.name, quick.faster, quick.waits) == ("equal, 30 x traffic, waits for 500 labels", 30, 500)
+    bench_canary.hours(outcomes)
     told = capsys.readouterr().out
+    assert f"| fine | {bench_canary._middle([o.hours for o in outcomes['fine']], '.1f')} |" in told
     assert "latency 3" in told
     assert (tmp_path / "new" / "canary.png").read_bytes().startswith(b"\x89PNG")
     assert bench_canary.line("bad", "slow", outcomes["slow"]).endswith("wanted: at least 95%: met")
@@ -76,5 +92,9 @@ def test_bench_canary__teaches_and_refuses_too_few_trials() -> None:
     command = [sys.executable, "-m", "ops.bench_canary"]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "--trials" in shown.stdout
+    mixed = subprocess.run(
+        [*command, "--only", "traffic", "--picture", "p.png"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert (mixed.returncode, "leave out --only" in mixed.stderr) == (2, True)
     refused = subprocess.run([*command, "--trials", "3"], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (refused.returncode, "less than 20" in refused.stderr) == (2, True)

@@ -27,6 +27,10 @@ SHIPPED = (ROOT / "params.yaml").read_text()
         ("task: binary", "task: regression", r"gates\.fairness compares error rates of 0/1 decisions"),
         ("second: null", "second: catboost", r"tune\.second = 'catboost'"),
         ("mode: enforce", "mode: warn", r"gates\.mode = 'warn': .*'enforce' or 'report'"),
+        ("wait_for_labels: 0", "wait_for_labels: -1", r"release\.wait_for_labels = -1: .*greater than or equal to 0"),
+        ("wait_for_labels: 0", "wait_for_labels: 100", r"must be 0 or at least min_labels \(500\), .* but got 100"),
+        ("wait_for_labels: 0", "wait_for_labels: 500\n  steps: []", r"without release\.steps nothing waits"),
+        ("wait_for_labels: 0", "wait_for_labels: 500\n  max_hours: 8", r"lasts 24 h .* mature after train\.embargo_hours \(24\)"),
         ("problem:", "problem: [", r"is not YAML"),
     ],
     ids=[
@@ -42,6 +46,10 @@ SHIPPED = (ROOT / "params.yaml").read_text()
         "fairness of numbers",
         "no such family",
         "no such mode",
+        "no number of labels",
+        "labels that do not bind",
+        "nothing waits",
+        "labels come too late",
         "no yaml",
     ],
 )

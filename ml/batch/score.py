@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ml.config import settings
+from ml.config import load_params, settings
 from ml.packaging.bundle import Bundle
 from ml.packaging.parity import predict, session
-from ml.serving.segments import SCHEMA, completed
+from ml.serving.segments import SCHEMA, completed, named
 
 
 def folder() -> Path:
@@ -51,6 +51,7 @@ def score_features(bundle: Bundle, features: pa.Table, version: str, as_of: date
         "cohort": pa.array(["batch"] * n, pa.string()),
         "manifest": pa.array([0] * n, pa.int64()),
         "seconds": pa.array([0.0] * n, pa.float64()),
+        "model": pa.array([load_params().problem.name] * n, pa.string()),
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -75,7 +76,8 @@ def read_batch(start: datetime, end: datetime) -> pd.DataFrame:
     """Batch answers to rows whose event time is in [start, end)."""
     days = [p for p in sorted(folder().glob("*.parquet")) if start.date().isoformat() <= p.stem <= end.date().isoformat()]
     parts = [pq.read_table(path, schema=SCHEMA) for path in days]
-    answers = completed(pa.concat_tables(parts) if parts else SCHEMA.empty_table()).to_pandas()
+    found = completed(pa.concat_tables(parts) if parts else SCHEMA.empty_table())
+    answers = named(found, load_params().problem.name).to_pandas()
     return answers[(answers["event_time"] >= start) & (answers["event_time"] < end)]
 
 

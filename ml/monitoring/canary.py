@@ -7,7 +7,8 @@ Two errors, two promises, both for the whole release, however often it is looked
 - A canary that is beyond a limit passes with probability 1 - confidence at most: a check passes only when its sequence excludes
   everything from its limit on. *Not failed yet* is never a pass: until then the verdict is ``running``. Nothing is shared here,
   since a canary must pass all checks at all steps (intersection-union test: Berger 1982, Technometrics 24:295). The one
-  exception is quality, which does not bind with fewer than `min_labels` labels.
+  exception is quality, which does not bind with fewer than `min_labels` labels; `wait_for_labels` keeps the last step from
+  passing without them.
 
 Errors and latency are of one step: a larger share may bring what a small one did not. Scores and quality compare two models on
 the same rows, whatever the share, so pairs of earlier steps count too if they are given.
@@ -92,6 +93,11 @@ def analyse(
     return judge(evidence(entries, labels, canary, champion, manifest, task), limits)
 
 
+def at_step(limits: Release, share: float) -> Release:
+    """The limits at one of the release's shares: only the last waits for labels, and earlier ones gather them."""
+    return limits if share >= limits.steps[-1] else limits.model_copy(update={"wait_for_labels": 0})
+
+
 def least_answers(limits: Release) -> int:
     """Answers of each cohort that a step needs at least before it can pass: `min_answers`, or what it takes to show that
     errors, of which there are none, are below `max_error_increase`.
@@ -169,6 +175,8 @@ def judge(found: Evidence, limits: Release) -> Decision:
         scores(found, limits, harm, harmless),
         quality(found, limits, harm, harmless),
     ]
+    if limits.wait_for_labels:
+        findings.append(enough_labels(found, limits))
     verdicts = [finding.verdict for finding in findings]
     verdict = "fail" if "fail" in verdicts else "running" if "running" in verdicts else "pass"
     told = [f"{f.check.name}: {f.check.detail}" for f in findings if f.verdict == verdict]
@@ -192,6 +200,14 @@ def enough_answers(found: Evidence, limits: Release) -> Finding:
     return Finding("pass" if enough else "running", Check(
         name="answers", passed=enough, value=float(min(n, m)), threshold=float(limits.min_answers), n=n + m,
         detail=f"{n:,} of the canary and {m:,} of the baseline; {limits.min_answers:,} of each are wanted",
+    ))  # fmt: skip
+
+
+def enough_labels(found: Evidence, limits: Release) -> Finding:
+    """Have `wait_for_labels` of the rows that both models answered, in all steps so far, a matured label?"""
+    n, wanted = len(found.loss_gaps), limits.wait_for_labels
+    return Finding("pass" if n >= wanted else "running", Check(
+        name="labels", passed=n >= wanted, value=float(n), threshold=float(wanted), n=n, detail=f"{n:,} of {wanted:,} labels",
     ))  # fmt: skip
 
 

@@ -70,6 +70,8 @@ class Report(Ref):
     arms: list[Arm]
     decision: Decision
     """Verdict ``harm`` (a guardrail failed), ``running`` (some arm is), else that of the best arm. Checks: the guardrails."""
+    ended: str | None = None
+    """How, by whom and why; None while it runs. `status` does not know it."""
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ def _judge(version: VersionRef, as_of: datetime, now: Manifest, logged: pa.Table
     assert now.champion is not None  # `look` has checked
     began = release.note(version, as_of, share, "running", f"answers {share:.0%} of entities").recorded_at
     entries = logged.filter(pc.less_equal(logged["manifest"], now.version)).to_pandas()
-    decision = analyse(entries, labels(entries), limits, version.version, now.champion.version, now.version)
+    at_step = canary.at_step(limits, share)
+    decision = analyse(entries, labels(entries), at_step, version.version, now.champion.version, now.version)
     if decision.verdict == "fail":
         release.note(version, as_of, share, release.REFUSED, decision.reason, decision)
         release.withdraw(version, as_of, release.KIND, decision.reason)

@@ -25,7 +25,7 @@ from ml.serving import log, manifest, release
 from ml.serving.manifest import Deployed, Experiment, Manifest
 from ml.serving.router import SHADOW
 
-KIND = "experiment"
+KIND = release.TRIAL
 TRAFFIC_DAYS = 7
 """The newest days of the log (event time) that a forecast is made from."""
 
@@ -91,6 +91,7 @@ def start(plan: Plan, by: str, reason: str, as_of: datetime | None = None) -> tu
         StaleWriteError: another change came in between.
     """
     _require_sense(plan)
+    release.note_endings()
     now = _require_champion()
     if now.canary is not None:
         raise EvergreenError(
@@ -122,7 +123,8 @@ def start(plan: Plan, by: str, reason: str, as_of: datetime | None = None) -> tu
 
 
 def status(name: str | None = None) -> Report:
-    """What `ml.monitoring.experiment.status` makes of all answers since the start: of the running experiment, or of a past one.
+    """What `ml.monitoring.experiment.status` makes of all answers since the start: of the running experiment, or of a past one,
+    which also says how it ended.
 
     Raises:
         NotFoundError: no experiment runs, or none had this name.
@@ -132,9 +134,10 @@ def status(name: str | None = None) -> Report:
     found, asked = answers(trial, entry.evidence["manifest"]), entry.evidence
     known, limits = rollout.labels(found), load_params().release
     per_arm = asked["forecast"]["per_arm"]
-    return experiment.status(
+    said = experiment.status(
         found, known, trial, asked["metric"], asked["minimum_effect"], limits, per_arm, scoring_of(load_params())
     )
+    return said.model_copy(update={"ended": ending(entry.subject)})
 
 
 def stop(by: str, reason: str, adopt: str | None = None, as_of: datetime | None = None) -> Manifest:
@@ -144,6 +147,7 @@ def stop(by: str, reason: str, adopt: str | None = None, as_of: datetime | None 
         NothingToDo: none runs.
         NotFoundError: it has no such arm.
     """
+    release.note_endings()
     now, at = _require_champion(), as_of or release.data_now()
     if now.experiment is None:
         raise NothingToDo("no experiment runs")
@@ -151,7 +155,7 @@ def stop(by: str, reason: str, adopt: str | None = None, as_of: datetime | None 
     if adopt is not None and adopt not in trial.arms:
         raise NotFoundError(f"experiment {trial.name!r} has no arm {adopt!r}", f"choose one of: {', '.join(sorted(trial.arms))}")
     why = reason or (f"experiment {trial.name}: arm {adopt} adopted" if adopt else f"experiment {trial.name} ended")
-    key = f"{KIND}-{trial.name}-stop"
+    key = release.stop_key(trial.name)
     if adopt is None or trial.arms[adopt] == now.champion:
         published = manifest.change(key, at, by, why, experiment=None)
     else:
@@ -159,6 +163,15 @@ def stop(by: str, reason: str, adopt: str | None = None, as_of: datetime | None 
     verdict = f"adopted {adopt}" if adopt else "stopped"
     ledger.record(KIND, key, at, trial.name, verdict, why, {"manifest": published.version, "by": by})
     return published
+
+
+def ending(name: str) -> str | None:
+    """How an experiment ended, in words; None while it runs."""
+    release.note_endings()
+    last = next((e for e in ledger.entries(KIND, subject=name) if e.key == release.stop_key(name)), None)
+    if last is None:
+        return None
+    return last.reason if last.reason.startswith(last.verdict) else f"{last.verdict} by {last.evidence['by']}: {last.reason}"
 
 
 def begun(name: str | None = None) -> ledger.Entry:
@@ -170,8 +183,8 @@ def begun(name: str | None = None) -> ledger.Entry:
     if name is None:
         now = manifest.current()
         if now is None or now.experiment is None:
-            past = ", ".join(dict.fromkeys(e.subject for e in ledger.entries(KIND))) or "none"
-            raise NotFoundError("no experiment runs", f"name a past one: {past}")
+            past = [f"{name} ({ending(name)})" for name in dict.fromkeys(e.subject for e in ledger.entries(KIND))]
+            raise NotFoundError("no experiment runs", f"name a past one: {'; '.join(past) or 'none'}")
         name = now.experiment.name
     if not (notes := _notes(name)):
         raise NotFoundError(f"there was no experiment {name!r}", "see `evergreen ledger --kind experiment`")

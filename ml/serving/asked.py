@@ -144,6 +144,7 @@ class Asked:
                     cohort=row.cohort,
                     manifest=self.team.version,
                     seconds=self.seconds,
+                    model=self.team.name,
                 )
             )
         self.answered(self)

@@ -25,7 +25,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ml.config import settings
+from ml.config import load_params, settings
 from ml.features.definitions import Value
 from ml.serving import segments
 from ml.serving.segments import SCHEMA
@@ -71,6 +71,8 @@ class Entry:
     """Version of the manifest under which it was answered."""
     seconds: float = 0.0
     """Server time of its request, from body read to answer."""
+    model: str | None = None
+    """The name under which it was served; None: the problem's."""
 
 
 def folder() -> Path:
@@ -211,43 +213,62 @@ class PredictionLog:
         self._problem = problem
 
 
-def read_online(start: datetime, end: datetime, source: Path | None = None, shadows: bool = False) -> pa.Table:
+def read_online(
+    start: datetime, end: datetime, source: Path | None = None, shadows: bool = False, name: str | None = None
+) -> pa.Table:
     """Logged answers to rows whose event time is in [start, end), of all processes, in the order (event_time, logged_at).
 
     A row that was asked for twice is in it twice. A torn line (the writer was killed while writing) is left out.
 
     Args:
         shadows: True adds the copies that shadow models answered (cohort "shadow").
+        name: of the model, as it is served; default: the problem's. Others' answers are left out.
 
     Returns:
         Columns of `SCHEMA`; no rows when nothing was logged.
     """
     time_of = pc.field("event_time")
     inside = (time_of >= pa.scalar(start, pa.timestamp("us"))) & (time_of < pa.scalar(end, pa.timestamp("us")))
-    found = segments.read(source or folder(), inside if shadows else inside & (pc.field("cohort") != SHADOW))
+    found = _read(source, inside if shadows else inside & (pc.field("cohort") != SHADOW), name)
     return found.sort_by([("event_time", "ascending"), ("logged_at", "ascending")])
 
 
-def since_manifest(version: int, source: Path | None = None) -> pa.Table:
-    """All that was answered under a version of the manifest or a later one, shadow copies too, in the order it was logged.
+def since_manifest(version: int, source: Path | None = None, name: str | None = None) -> pa.Table:
+    """All that was answered under a version of a model's manifest or a later one, shadow copies too, in the order it was logged.
+
+    Args:
+        name: as in `read_online`; each name counts its manifests by itself, so that the same number is another's too.
 
     Returns:
         Columns of `SCHEMA`; no rows when there are none.
     """
-    return segments.read(source or folder(), pc.field("manifest") >= version).sort_by("logged_at")
+    return _read(source, pc.field("manifest") >= version, name).sort_by("logged_at")
 
 
-def answers_by(version: str, source: Path | None = None) -> dict[str, Any]:
+def answers_by(version: str, source: Path | None = None, name: str | None = None) -> dict[str, Any]:
     """How many answers a model version gave (shadow copies are none), and to rows of which time.
+
+    Args:
+        name: as in `read_online`.
 
     Returns:
         count, flagged (of them, the degraded ones), first and last event time (None when there are none).
     """
     its_own = (pc.field("model_version") == version) & (pc.field("cohort") != SHADOW)
-    found = segments.read(source or folder(), its_own, ["event_time", "flags"])
+    found = _read(source, its_own, name, ["event_time", "flags", "model"])
     span = pc.min_max(found["event_time"]).as_py()
     flagged = pc.sum(pc.greater(pc.list_value_length(found["flags"]), 0)).as_py()
     return {"count": len(found), "flagged": flagged or 0, "first": span["min"], "last": span["max"]}
+
+
+def _read(source: Path | None, condition: pc.Expression, name: str | None, columns: Sequence[str] = SCHEMA.names) -> pa.Table:
+    """Entries of one model name; those that name none are of the problem's."""
+    default = load_params().problem.name
+    wanted = name or default
+    its_own = pc.field("model") == wanted
+    if wanted == default:
+        its_own |= pc.field("model").is_null()
+    return segments.named(segments.read(source or folder(), condition & its_own, columns), wanted)
 
 
 def _lines(entries: list[Entry]) -> list[bytes]:

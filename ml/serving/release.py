@@ -7,6 +7,7 @@ ledger; each may be done again after a crash at any point, with the same effect.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from ml import ledger, store, tracking
@@ -16,12 +17,15 @@ from ml.refs import Decision, VersionRef
 from ml.serving import manifest
 from ml.serving.manifest import Deployed, Manifest
 
-KIND = "canary"
+KIND, TRIAL = "canary", "experiment"
+"""Kinds of ledger entries."""
 PASSED, REFUSED, SKIPPED, APPROVED = "passed", "refused", "skipped", "approved"
 FINAL = {PASSED, REFUSED, SKIPPED, APPROVED}
 """Verdicts after which a release's canary is not looked at again."""
 YES, NO = "promote", "roll back"
 """What a person may say to a canary that is inconclusive."""
+GRANT, DENY = "Approve", "Reject"
+"""What a person may say before any traffic, where `release.approval` asks for it."""
 
 
 def identity(version: VersionRef, as_of: datetime) -> str:
@@ -55,6 +59,25 @@ def note(
     evidence = {"release": release, "share": share, "manifest": manifest.current_version(), "by": by}
     ledger.record(KIND, key, as_of, subject, verdict, reason, evidence | {"decision": decision.to_xcom() if decision else None})
     return next(entry for entry in ledger.entries(KIND, subject=subject) if entry.key == key)
+
+
+def hear(version: VersionRef, as_of: datetime, said: str, by: str) -> None:
+    """Notes what a person said before any traffic, once; a no is the release's final verdict.
+
+    Args:
+        said: `GRANT` or `DENY`.
+        by: who said it; empty: nobody did until the time was over.
+
+    Raises:
+        EvergreenError: it was something else.
+    """
+    if said not in (GRANT, DENY):
+        raise EvergreenError(f"{said!r} is no answer to whether a candidate shall get traffic", f"say {GRANT} or {DENY}")
+    if said == GRANT:
+        note(version, as_of, 0.0, "allowed", f"{by or 'a person'} said yes before any traffic", by=by)
+    else:
+        told = f"{by} said no" if by else "nobody said yes in time"
+        note(version, as_of, 0.0, REFUSED, f"{told}, before any traffic", by=by)
 
 
 def outcome(version: VersionRef, as_of: datetime) -> ledger.Entry | None:
@@ -143,6 +166,7 @@ def promote(version: VersionRef, as_of: datetime, said: str = "", by: str = "") 
         _require_leave(version, as_of, said, by)
     reason = next((e.reason for e in ledger.entries("gate", subject=f"v{version.version}")), "released by hand")
     published = done or manifest.promote(deployable(version), as_of, "release", reason, key)
+    note_endings()
     _name_champion("promotion", f"promotion-{published.version}", published, as_of, reason)
     return published
 
@@ -156,11 +180,13 @@ def adopt(deployed: Deployed, as_of: datetime, by: str, reason: str, key: str) -
 
 def _require_leave(version: VersionRef, as_of: datetime, said: str, by: str) -> None:
     now, limits = manifest.current(), load_params().release
+    entry = outcome(version, as_of)
+    if entry is not None and entry.verdict == REFUSED:  # first: a person may refuse where there is no champion, and no canary
+        raise NothingToDo(f"the release of version {version.version} was refused: {entry.reason}")
     if now is None or now.champion is None or now.champion == deployable(version):
         return
     if now.experiment is not None:
         raise EvergreenError(f"experiment {now.experiment.name!r} runs", "end it with `evergreen experiment stop`")
-    entry = outcome(version, as_of)
     if said == YES and entry is None and owns(version, as_of):
         entry = note(version, as_of, now.canary_share, APPROVED, f"{by or 'a person'} said yes", by=by)
     if said == NO and (entry is None or entry.verdict != PASSED):
@@ -168,8 +194,6 @@ def _require_leave(version: VersionRef, as_of: datetime, said: str, by: str) -> 
         note(version, as_of, now.canary_share, REFUSED, reason, by=by)
         withdraw(version, as_of, by or "release", reason)
         raise NothingToDo(reason)
-    if entry is not None and entry.verdict == REFUSED:
-        raise NothingToDo(f"the canary of version {version.version} was refused: {entry.reason}")
     if not limits.steps or (entry is not None and (entry.verdict == SKIPPED or owns(version, as_of))):
         return
     state = f"{entry.verdict}, but it was taken out since" if entry else "no verdict yet"
@@ -209,6 +233,7 @@ def rollback(to: str | None, by: str, reason: str, as_of: datetime | None = None
         published = _serve_again(now, _target(now, to), as_of, by, reason)
     if published.champion is None:
         raise NotFoundError(f"manifest {published.version} names no champion", "promote a version")
+    note_endings()
     _name_champion("rollback", f"rollback-{published.version}", published, published.changed_at, published.reason)
     return published
 
@@ -265,6 +290,39 @@ def data_now() -> datetime:
     if schedule.end is None or clock.date() <= schedule.end:
         return clock
     return max((entry.as_of for entry in ledger.entries()), default=clock)
+
+
+# ---- the end of an experiment
+
+
+def stop_key(name: str) -> str:
+    """Of the manifest by which a person ends an experiment, and of the ledger's note of its end, whoever ended it."""
+    return f"{TRIAL}-{name}-stop"
+
+
+def note_endings() -> None:
+    """Notes the end of every experiment that is in the manifest no more: by which change, by whom and why. Again is once.
+
+    The manifests know all of it, so that a change that was killed before its note, or that was made past this module, gets one
+    when somebody next looks.
+    """
+    documents = manifest.history()
+    for before, out in pairwise(documents):
+        trial = before.experiment
+        if trial is None or (out.experiment is not None and out.experiment.name == trial.name):
+            continue
+        verdict, reason = "stopped", out.reason
+        if out.key != stop_key(trial.name):
+            reason = f"stopped by {_cause(out.key)}, manifest {out.version}, by {out.by}: {out.reason}"
+        elif out.champion != before.champion:
+            verdict = f"adopted {next(arm for arm, deployed in trial.arms.items() if deployed == out.champion)}"
+        evidence = {"manifest": out.version, "by": out.by}
+        ledger.record(TRIAL, stop_key(trial.name), out.changed_at, trial.name, verdict, reason, evidence)
+
+
+def _cause(key: str) -> str:
+    """What kind of change a manifest's key stands for."""
+    return {"rollback": "rollback", "promote": "promotion"}.get(key.partition("-")[0], f"change {key}")
 
 
 # ---- what they share

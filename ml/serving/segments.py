@@ -36,9 +36,11 @@ SCHEMA = pa.schema(
         ("cohort", pa.string()),
         ("manifest", pa.int64()),
         ("seconds", pa.float64()),
+        ("model", pa.string()),
     ]
 )
-"""Columns of a prediction log; `features` holds the values as served, as a JSON object (which there are differs by model)."""
+"""Columns of a prediction log; `features` holds the values as served, as a JSON object (which there are differs by model);
+`model` is the name under which it was served, null in segments of before: the problem's."""
 SINCE = {"cohort": "champion", "manifest": 0, "seconds": 0.0}
 """Columns that logs did not always have, and what they are where they are missing."""
 ROWS = 10_000
@@ -135,6 +137,11 @@ def completed(entries: pa.Table) -> pa.Table:
         filled = pc.fill_null(entries[column], pa.scalar(value, SCHEMA.field(column).type))
         entries = entries.set_column(SCHEMA.get_field_index(column), SCHEMA.field(column), filled)
     return entries
+
+
+def named(entries: pa.Table, name: str) -> pa.Table:
+    """Fills `model`, where a log of an earlier version did not say it."""
+    return entries.set_column(entries.column_names.index("model"), SCHEMA.field("model"), pc.fill_null(entries["model"], name))
 
 
 def _rotate(path: Path) -> bool:

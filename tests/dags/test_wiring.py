@@ -160,9 +160,10 @@ def approving(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]
 def test_release__asks_before_any_traffic_where_parameters_say_so(approving: Any, dags: dict[str, Any]) -> None:
     assert set(approving.task_dict) - set(dags["release"].task_dict) == {"approve"}
     approve = approving.get_task("approve")
-    assert approve.downstream_task_ids == {"canary"}, "a reject skips what is directly below, and nothing else"
+    assert approve.downstream_task_ids == {"canary"}
+    assert set(approve.options) == {release.GRANT, release.DENY}
     assert approving.get_task("canary").upstream_task_ids == {"approve"}
-    assert (approve.defaults, approve.response_timeout) == (["Reject"], timedelta(hours=load_params().release.approval_hours))
+    assert (approve.defaults, approve.response_timeout) == ([release.DENY], timedelta(hours=load_params().release.approval_hours))
 
 
 def test_release__silence_means_no(dags: dict[str, Any]) -> None:

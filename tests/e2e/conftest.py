@@ -20,7 +20,7 @@ SMALL = {
     "train": {"window_days": 14, "holdout_days": 2, "folds": 1, "fold_days": 2, "min_rows": 1000, "max_rounds": 40},
     "tune": {"trials": 2, "rows": 3000, "seconds": 20},
     "gates": {"resamples": 100, "min_days": 2},
-    "release": {"steps": [0.5], "max_hours": 0.001, "approval_hours": 0.005},  # 4 s without a verdict, 18 s without an answer
+    "release": {"steps": [0.5], "max_hours": 0.001, "approval_hours": 0.003},  # 4 s without a verdict, 11 s without an answer
 }
 
 

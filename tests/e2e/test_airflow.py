@@ -7,12 +7,14 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from ops.airflow_api import Airflow, RunFailedError
 from tests.e2e.conftest import Place
@@ -134,6 +136,44 @@ def test_release__canary_without_traffic__a_person_decides_and_silence_means_no(
     ])  # fmt: skip
 
 
+@pytest.fixture
+def approving(airflow: Airflow, place: Place) -> Iterator[None]:
+    """The same Airflow with `release.approval: true`, and back."""
+    path = place.settings.params
+    before = path.read_text()
+    params = yaml.safe_load(before)
+    params["release"]["approval"] = True
+    path.write_text(yaml.safe_dump(params))
+    _parse_again(airflow, "release", lambda tasks: "approve" in tasks)
+    yield
+    path.write_text(before)
+    _parse_again(airflow, "release", lambda tasks: "approve" not in tasks)
+
+
+@pytest.mark.usefixtures("approving")
+def test_release__with_approval__yes_goes_on_and_no_and_silence_expose_nothing(airflow: Airflow, place: Place) -> None:
+    second, (before, _) = _releasable(place, "2"), _release_notes(place)
+    refused = {"smoke": "success", "approve": "success", "canary": "success", "ask": "skipped", "promote": "skipped"}
+
+    run_id = airflow.trigger("release", conf={"version": second, "as_of": "2013-01-21T08:00:00"})
+    _answer(airflow, "release", run_id, "approve", "Reject")
+    assert airflow.follow("release", run_id).states == refused
+
+    assert airflow.run("release", conf={"version": second, "as_of": "2013-01-21T09:00:00"}).states == refused
+    manifests, notes = _release_notes(place)
+    assert manifests == before, "neither of the two changed who answers"
+    assert notes["2013-01-21T08:00:00"] == [["refused", "admin", "admin said no, before any traffic"]]
+    assert notes["2013-01-21T09:00:00"] == [["refused", "", "nobody said yes in time, before any traffic"]]
+
+    run_id = airflow.trigger("release", conf={"version": second, "as_of": "2013-01-21T10:00:00"})
+    _answer(airflow, "release", run_id, "approve", "Approve")
+    _answer(airflow, "release", run_id, "ask", "promote")
+    assert airflow.follow("release", run_id).states == refused | {"ask": "success", "promote": "success"}
+    manifests, notes = _release_notes(place)
+    assert manifests[len(before) :] == [["1", "2"], ["2", None]], "champion and canary: it got traffic, then it was promoted"
+    assert notes["2013-01-21T10:00:00"][0] == ["allowed", "admin", "admin said yes before any traffic"]
+
+
 def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, place: Place) -> None:
     again = place.services("up", "airflow")
     assert (again.returncode, "runs already" in again.stdout) == (0, True)
@@ -184,16 +224,48 @@ def _serving(place: Place) -> str:
     )
 
 
-def _answer(airflow: Airflow, dag: str, run_id: str, task: str, option: str, seconds: float = 120) -> None:
-    """Answers a question as a person does, as soon as it is put."""
+def _release_notes(place: Place) -> tuple[list[list[str | None]], dict[str, list[list[str]]]]:
+    """Champion and canary of every manifest; and what the ledger notes of releases, by their time: verdict, person, reason."""
+    code = """
+import json
+from ml import ledger
+from ml.serving import manifest
+notes = {}
+for e in ledger.entries("canary"):
+    notes.setdefault(e.as_of.isoformat(), []).append([e.verdict, e.evidence["by"], e.reason])
+named = lambda deployed: deployed and deployed.version
+print(json.dumps([[[named(d.champion), named(d.canary)] for d in manifest.history()], notes]))
+"""
+    manifests, notes = json.loads(place.python(code))
+    return manifests, notes
+
+
+def _parse_again(airflow: Airflow, dag: str, done: Callable[[set[str]], bool], seconds: float = 120) -> None:
+    """Has a DAG file parsed with the present parameters, as the button *reparse* does, until its tasks are as wanted."""
+    token = airflow.http.get(f"/dags/{dag}").json()["file_token"]
+    airflow.http.put(f"/parseDagFile/{token}").raise_for_status()
     deadline = time.monotonic() + seconds
-    body = {"chosen_options": [option], "params_input": {}}
     while time.monotonic() < deadline:
-        answer = airflow.http.patch(f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/-1/hitlDetails", json=body)
-        if answer.is_success:
+        found = {task["task_id"] for task in airflow.http.get(f"/dags/{dag}/tasks").json()["tasks"]}
+        if done(found):
             return
+        time.sleep(0.3)
+    raise AssertionError(f"{dag} was not parsed again within {seconds} s; its tasks: {sorted(found)}")
+
+
+def _answer(airflow: Airflow, dag: str, run_id: str, task: str, option: str, seconds: float = 120) -> None:
+    """Answers a question as a person does, who has read it.
+
+    An answer within milliseconds resumes the task before Airflow has booked that it paused: it takes it for killed, and asks again.
+    """
+    deadline = time.monotonic() + seconds
+    while (state := _instance(airflow, dag, run_id, task).get("state")) != "awaiting_input":
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{task} did not ask within {seconds} s: {state}")
         time.sleep(0.2)
-    raise AssertionError(f"{task} did not ask within {seconds} s: {answer.text}")
+    time.sleep(1.5)
+    body = {"chosen_options": [option], "params_input": {}}
+    airflow.http.patch(f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/-1/hitlDetails", json=body).raise_for_status()
 
 
 def _versions(place: Place) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from ml.config import Release, load_params
-from ml.monitoring.canary import analyse, evidence, least_answers
+from ml.monitoring.canary import analyse, at_step, evidence, least_answers
 from ml.refs import Check, Decision
 
 LIMITS = load_params().release
@@ -97,6 +97,29 @@ def test_analyse__quality_does_not_bind_before_min_labels_and_needs_hours() -> N
     in_one_hour = entries.assign(event_time=NOON)
     assert verdict(in_one_hour, labels).verdict == "running"
     assert "not shown yet" in check(verdict(in_one_hour, labels), "quality").detail
+
+
+def test_analyse__waits_for_labels_and_says_how_many_there_are() -> None:
+    waiting = LIMITS.model_copy(update={"wait_for_labels": 800})
+    entries, labels = logged(1200)
+    few = labels.copy()
+    few.iloc[120:] = np.nan
+    assert verdict(entries, few).verdict == "pass", "nobody waits"
+    early = verdict(entries, few, waiting)
+    assert (early.verdict, early.reason) == ("running", "labels: 120 of 800 labels")
+    assert (check(early, "labels").value, check(early, "labels").threshold) == (120.0, 800.0)
+    few.iloc[120:700] = labels.iloc[120:700]
+    assert verdict(entries, few, waiting).reason == "labels: 700 of 800 labels", "more than min_labels, and still too few"
+    assert verdict(entries, labels, waiting).verdict == "pass"
+    worse, truth = logged(1500, blur=1.2)
+    assert verdict(worse, truth * np.nan, waiting).verdict == "running"
+    assert verdict(worse, truth, waiting).verdict == "fail"
+
+
+def test_at_step__only_the_last_waits() -> None:
+    waiting = LIMITS.model_copy(update={"wait_for_labels": 800})
+    assert [at_step(waiting, share).wait_for_labels for share in LIMITS.steps] == [0] * (len(LIMITS.steps) - 1) + [800]
+    assert at_step(waiting, 0.05).steps == LIMITS.steps, "the chance of a false alarm is shared by all of them"
 
 
 def test_analyse__without_copies_scores_are_not_shown() -> None:

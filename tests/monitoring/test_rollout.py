@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +15,7 @@ import yaml
 from ml import ledger, steps
 from ml.config import ROOT, Release
 from ml.data import rows, snapshots
-from ml.errors import EvergreenError
+from ml.errors import EvergreenError, NothingToDo
 from ml.monitoring import rollout
 from ml.refs import CanaryState, Check, Decision, VersionRef, Window
 from ml.serving import log, manifest, release, router
@@ -206,7 +206,7 @@ def test_look__beside_another_canary_or_an_experiment__refused(champion: None) -
         look("pass", THREE)
 
 
-def ask(entities: range, shift: float, broken: bool = False) -> None:
+def ask(entities: range, shift: float, broken: bool = False, model: str | None = None) -> None:
     """What a service logs when these are asked for under the present manifest: answers, and copies by the other model."""
     now = manifest.current()
     assert now is not None and now.canary is not None and now.champion is not None
@@ -224,7 +224,7 @@ def ask(entities: range, shift: float, broken: bool = False) -> None:
                 Entry(
                     entity_id=name, event_time=at, prediction_time=at, logged_at=at, model_version=deployed.version,
                     probability=answers[deployed.version], flags=flags, request_id=name, tick=None, features={}, cohort=label,
-                    manifest=now.version, seconds=0.002 + chance.gauss(0, 0.0002),
+                    manifest=now.version, seconds=0.002 + chance.gauss(0, 0.0002), model=model,
                 )
             )  # fmt: skip
     writer = PredictionLog(log.folder())
@@ -259,6 +259,71 @@ def test_look__at_a_real_log__a_bad_candidate_is_taken_out(two_steps: None, shif
     assert check in state.reason
     now = manifest.current()
     assert now is not None and now.canary is None
+
+
+def test_look__waiting_for_labels__the_last_step_keeps_its_share_until_time_runs_out(
+    champion: None, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits(workspace, monkeypatch, steps=[0.25, 0.5], wait_for_labels=500)
+    rollout.look(TWO, AS_OF)
+    ask(range(3_000), 0.0)
+    assert rollout.look(TWO, AS_OF).share == 0.5, "the first step does not wait"
+    ask(range(3_000, 6_000), 0.0)
+    state = rollout.look(TWO, AS_OF)
+    assert (state.verdict, state.share, state.reason) == ("running", 0.5, "at 50%: labels: 0 of 500 labels")
+    began = [entry for entry in ledger.entries("canary") if entry.verdict == "running"][-1].recorded_at
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return (began + timedelta(hours=24, seconds=1)).replace(tzinfo=tz)
+
+    monkeypatch.setattr(rollout, "datetime", Later)
+    state = rollout.look(TWO, AS_OF)
+    assert (state.verdict, state.share) == ("inconclusive", 0.5)
+    assert state.reason == "no verdict after 24 h at 50%: labels: 0 of 500 labels"
+
+
+@pytest.mark.parametrize(("by", "reason"), [("anna", "anna said no"), ("", "nobody said yes in time")])
+def test_canary__a_person_or_silence_says_no__nothing_is_exposed_and_it_is_noted(champion: None, by: str, reason: str) -> None:
+    for _ in range(2):
+        state = steps.canary(TWO, AS_OF, said=release.DENY, by=by)
+        assert (state.verdict, state.share, state.reason) == ("fail", 0.0, f"{reason}, before any traffic")
+    assert manifest.current_version() == 1
+    (entry,) = ledger.entries("canary")
+    assert (entry.verdict, entry.evidence["by"]) == ("refused", by)
+    with pytest.raises(NothingToDo, match=f"version 2 was refused: {reason}"):
+        steps.promote(TWO, AS_OF)
+    assert manifest.current_version() == 1
+
+
+def test_canary__a_person_says_no_where_nothing_serves__nothing_is_promoted(workspace: Path) -> None:
+    assert steps.canary(ONE, AS_OF, said=release.DENY, by="anna").verdict == "fail"
+    with pytest.raises(NothingToDo, match="anna said no"):
+        steps.promote(ONE, AS_OF)
+    assert manifest.current_version() == 0
+
+
+def test_canary__a_person_says_yes__it_begins_and_who_said_so_is_noted_once(champion: None) -> None:
+    for _ in range(2):
+        state = steps.canary(TWO, AS_OF, said=release.GRANT, by="anna")
+    assert (state.verdict, state.share) == ("running", 0.05)
+    assert [(e.verdict, e.evidence["by"]) for e in ledger.entries("canary")] == [("allowed", "anna"), ("running", "")]
+    with pytest.raises(EvergreenError, match="'perhaps' is no answer"):
+        steps.canary(TWO, AS_OF, said="perhaps")
+
+
+def test_look__two_names_in_one_log__the_canary_of_one_is_not_judged_by_the_other(two_steps: None) -> None:
+    rollout.look(TWO, AS_OF)
+    now = manifest.current()
+    assert now is not None
+    ask(range(3_000), 0.3, broken=True, model="other")  # the same entities, cohorts, versions and number of the manifest
+    assert len(log.since_manifest(now.version, name="other")) > 3_000
+    assert len(log.since_manifest(now.version)) == 0
+    state = rollout.look(TWO, AS_OF)
+    assert (state.verdict, state.share) == ("running", 0.25)
+    ask(range(3_000), 0.0)
+    assert rollout.look(TWO, AS_OF).share == 0.5
 
 
 def test_labels__of_landed_rows_that_have_matured(workspace: Path) -> None:

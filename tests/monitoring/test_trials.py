@@ -191,6 +191,61 @@ def test_stop__the_champion_or_the_adopted_arm_serves(
         trials.stop("anna", "", as_of=AS_OF)
 
 
+def test_rollback__ends_an_experiment__noted_once_with_who_and_why(two: tuple[VersionRef, VersionRef]) -> None:
+    trials.start(plan(), "anna", "", AS_OF)
+    for _ in range(2):
+        release.rollback(None, "ben", "complaints", AS_OF)
+    assert trials.status("trees").ended == "stopped by rollback, manifest 3, by ben: complaints"
+    started, stopped = ledger.entries("experiment")
+    assert (started.verdict, stopped.verdict, stopped.subject) == ("started", "stopped", "trees")
+    assert (stopped.as_of, stopped.evidence) == (AS_OF, {"manifest": 3, "by": "ben"})
+    with pytest.raises(NotFoundError, match=r"trees \(stopped by rollback, manifest 3, by ben: complaints\)"):
+        trials.status()
+    with pytest.raises(NothingToDo):
+        trials.stop("anna", "", as_of=AS_OF)
+    assert len(ledger.entries("experiment")) == 2
+
+
+def test_rollback__killed_before_the_note__noted_when_done_again(
+    two: tuple[VersionRef, VersionRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials.start(plan(), "anna", "", AS_OF)
+    with monkeypatch.context() as patched:
+        patched.setattr(release, "note_endings", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            release.rollback(None, "ben", "complaints", AS_OF)
+    assert [entry.verdict for entry in ledger.entries("experiment")] == ["started"]
+    release.rollback(None, "ben", "complaints", AS_OF)
+    assert [entry.verdict for entry in ledger.entries("experiment")] == ["started", "stopped"]
+
+
+def test_status__ended_by_some_other_change_of_the_manifest__says_so(two: tuple[VersionRef, VersionRef]) -> None:
+    trials.start(plan(), "anna", "", AS_OF)
+    assert trials.status().ended is None
+    manifest.change("by-hand-1", AS_OF, "carl", "a test of ours", experiment=None)
+    assert trials.status("trees").ended == "stopped by change by-hand-1, manifest 3, by carl: a test of ours"
+    assert ledger.entries("experiment")[-1].evidence == {"manifest": 3, "by": "carl"}
+
+
+def test_rollback__to_a_version__ends_the_experiment_with_a_note(two: tuple[VersionRef, VersionRef]) -> None:
+    trials.start(plan(), "anna", "", AS_OF)
+    release.rollback("1", "ben", "complaints", AS_OF)
+    assert trials.status("trees").ended == "stopped by rollback, manifest 3, by ben: complaints"
+
+
+@pytest.mark.parametrize(("adopt", "verdict"), [(None, "stopped"), ("treatment", "adopted treatment")])
+def test_stop__killed_before_its_note__noted_when_somebody_looks(
+    two: tuple[VersionRef, VersionRef], monkeypatch: pytest.MonkeyPatch, adopt: str | None, verdict: str
+) -> None:
+    trials.start(plan(), "anna", "", AS_OF)
+    with monkeypatch.context() as patched:
+        patched.setattr(trials.ledger, "record", lambda kind, *_: kind == "experiment" and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trials.stop("anna", "seen enough", adopt, AS_OF)
+    assert trials.status("trees").ended == f"{verdict} by anna: seen enough"
+    assert ledger.entries("experiment")[-1].verdict == verdict
+
+
 def test_stop__unknown_arm__refused(two: tuple[VersionRef, VersionRef], workspace: Path) -> None:
     trials.start(plan(), "anna", "", AS_OF)
     with pytest.raises(NotFoundError, match=r"no arm 'b'\n.*control, treatment"):

@@ -227,6 +227,8 @@ def test_names__several_models_in_one_service__each_by_its_name(serve: Serve) ->
         assert ask(client, REQUEST)["model_version"] == "1"
         assert client.post("/models/flight_delay/predict", json=REQUEST).json()["model_version"] == "1"
         assert client.post("/models/nobody/predict", json=REQUEST).status_code == 404
+    assert [row["model_version"] for row in log.since_manifest(0, name="other").to_pylist()] == ["8"]
+    assert [(row["model"], row["model_version"]) for row in logged()] == [("flight_delay", "1")] * 2
 
 
 def test_swap__models_that_no_manifest_names__are_dropped(serve: Serve) -> None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ml.batch import score
+from ml.config import load_params
 from ml.serving import log, segments
 from ml.serving.log import Entry, PredictionLog, answers_by, read_online, since_manifest
 
@@ -230,6 +231,7 @@ def test_rotate__parquet__holds_all_columns_sorted_with_statistics(tmp_path: Pat
         "cohort": "canary",
         "manifest": 7,
         "seconds": 0.25,
+        "model": load_params().problem.name,
     }
 
 
@@ -301,12 +303,14 @@ made.close()
 
 def test_read_online__segments_of_before__read_with_the_defaults(tmp_path: Path) -> None:
     """Features were an object then, and cohort, manifest and seconds were not there."""
-    old = {name: value for name, value in vars(entry(0)).items() if name not in segments.SINCE}
+    old = {name: value for name, value in vars(entry(0)).items() if name not in segments.SINCE and name != "model"}
     path = tmp_path / "20260101T000000000000-host-1.jsonl"
     path.write_text(json.dumps(old, default=datetime.isoformat) + "\nno json\n")
     for kind in ("jsonl", "parquet"):
         (row,) = read_online(START, END, tmp_path).to_pylist()
         assert (row["cohort"], row["manifest"], row["seconds"]) == ("champion", 0, 0.0)
+        assert row["model"] == load_params().problem.name
+        assert len(read_online(START, END, tmp_path, name="other")) == 0
         assert json.loads(row["features"]) == entry(0).features
         assert len(list(tmp_path.glob(f"*.{kind}"))) == 1
         segments.rotate(tmp_path)
@@ -329,10 +333,32 @@ def test_read_online__rotated_between_listing_and_reading__read_from_the_parquet
 @pytest.mark.usefixtures("workspace")
 def test_read_batch__partition_of_before__read_with_the_defaults() -> None:
     abandoned(log.folder(), [entry(0)])
-    old = read_online(START, END).drop_columns(list(segments.SINCE))
+    old = read_online(START, END).drop_columns([*segments.SINCE, "model"])
     score.folder().mkdir(parents=True)
     pq.write_table(old, score.folder() / "2013-04-18.parquet")
-    assert score.read_batch(START, END)["cohort"].tolist() == ["champion"]
+    found = score.read_batch(START, END)
+    assert (found["cohort"].tolist(), found["model"].tolist()) == (["champion"], [load_params().problem.name])
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_names__two_in_one_log__each_reader_sees_its_own(tmp_path: Path, closed: bool) -> None:
+    default = load_params().problem.name
+    own, other = (Entry(**vars(entry(i)) | {"model": name, "manifest": 5}) for i, name in enumerate([default, "other"]))
+    abandoned(tmp_path, [own, other, Entry(**vars(entry(2)) | {"manifest": 5})])
+    if closed:
+        segments.rotate(tmp_path)
+    for name, expected in ((None, ["row-0", "row-2"]), (default, ["row-0", "row-2"]), ("other", ["row-1"]), ("nobody", [])):
+        assert read_online(START, END, tmp_path, name=name)["entity_id"].to_pylist() == expected
+        assert since_manifest(5, tmp_path, name)["entity_id"].to_pylist() == expected
+        assert answers_by("3", tmp_path, name)["count"] == len(expected)
+
+
+def test_parquet__of_before_the_names__is_the_problems(tmp_path: Path) -> None:
+    abandoned(tmp_path, [entry(0)])
+    old = read_online(START, END, tmp_path).drop_columns(["model"])
+    pq.write_table(old, tmp_path / "20260101T000000000000-host-1.parquet")
+    assert read_online(START, END, tmp_path)["model"].to_pylist() == [load_params().problem.name] * 2
+    assert since_manifest(0, tmp_path, "other")["entity_id"].to_pylist() == []
 
 
 @pytest.mark.parametrize("closed", [False, True])
