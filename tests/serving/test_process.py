@@ -1,7 +1,9 @@
-"""The service as a process: SIGTERM loses nothing, SIGKILL at most the last second."""
+"""The service as a process: SIGTERM loses nothing, not even what was only half asked; SIGKILL at most the last second."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import socket
@@ -11,6 +13,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -31,8 +34,9 @@ def service(workspace: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Cl
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-c", f"from ml.serving.app import serve; serve('127.0.0.1', {port})"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", "from ml.cli import main; main()", "serve"]
+    where = {"EVERGREEN_HOST": "127.0.0.1", "EVERGREEN_SERVING_PORT": str(port)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | where
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
@@ -79,3 +83,43 @@ def test_sigkill__after_the_flush__what_was_answered_before_is_in_the_log(
     process.kill()
     process.wait()
     assert set(_logged()) >= set(asked)
+
+
+def test_sigterm__requests_in_flight__answered_and_logged_while_new_connections_are_refused(
+    service: tuple[subprocess.Popen[bytes], httpx.Client],
+) -> None:
+    process, client = service
+    address = (str(client.base_url.host), client.base_url.port or 0)
+    bodies = [json.dumps(REQUEST | {"flight": number}).encode() for number in (1, 2)]
+    with socket.create_connection(address, 10) as idle, contextlib.ExitStack() as stack:
+        asked = [stack.enter_context(socket.create_connection(address, 10)) for _ in bodies]
+        for connection, body in zip(asked, bodies, strict=True):
+            head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            connection.sendall(head % len(body) + body[:50])
+        client.get("/livez")  # what was sent before on other connections has been read
+        process.send_signal(signal.SIGTERM)
+        eventually(lambda: _refused(address))
+        assert idle.recv(1) == b""  # nobody waits for who has asked nothing
+        assert process.poll() is None
+        replies = []
+        for connection, body in zip(asked, bodies, strict=True):
+            connection.sendall(body[50:])
+            replies.append(_reply(connection))
+    assert [status for status, _ in replies] == [200, 200]
+    assert process.wait(15) in (0, -signal.SIGTERM)
+    assert sorted(_logged()) == sorted(answer["entity_id"] for _, answer in replies)
+
+
+def _refused(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, 1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def _reply(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    """Status and body; the server closes the connection after it, as it is about to end."""
+    with connection.makefile("rb") as received:
+        head, _, body = received.read().partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
