@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -21,7 +19,7 @@ import pytest
 from ml.serving import manifest
 from ml.serving.log import FLUSH_SECONDS, read_online
 from tests.sample_bundle import EVENT_TIME, REQUEST, sample_bundle, stored
-from tests.serving.conftest import eventually
+from tests.serving.conftest import eventually, serve_process
 
 ROWS = 40
 
@@ -31,27 +29,8 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture
 def service(workspace: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
     manifest.promote(stored(sample_bundle(), "1"), datetime(2013, 4, 1), "test", "", "key")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-c", "from ml.cli import main; main()", "serve"]
-    where = {"EVERGREEN_HOST": "127.0.0.1", "EVERGREEN_SERVING_PORT": str(port)}
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | where
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            eventually(lambda: _ready(client), seconds=30)
-            yield process, client
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
+    with serve_process() as started:
+        yield started
 
 
 def _ask(client: httpx.Client) -> list[str]:
