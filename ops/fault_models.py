@@ -1,7 +1,6 @@
 """Small models that tell on themselves: each version answers in a band of its own, and some break on the rows they do not know.
 
-A model is broken by its graph alone, as a bad export would be: it answers its recorded example, and so passes every check. The
-tests' sample bundle is not this: its one model answers differently for each bias and each carrier, and not in bands.
+A model is broken by its graph alone, as a bad export would be: it answers its recorded example, and so passes every check.
 """
 
 from __future__ import annotations
