@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
 import subprocess
 import sys
 import time
@@ -230,7 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
 
     found = []
     with scene() as at:
-        say(f"{asked.rate:.0f} requests a second, {len(at.rows)} different rows, each fault {asked.seconds:g} s\n")
+        cores = len(os.sched_getaffinity(0))
+        say(f"{asked.rate:.0f} requests a second, {len(at.rows)} different rows, each fault {asked.seconds:g} s, {cores} cores\n")
         for name in asked.faults or PARTS:
             say(f"{name} …")
             if name == "swaps":
