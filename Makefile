@@ -76,7 +76,7 @@ bench-canary: $(STAMP)  ## what a canary stops, and how soon, on the shipped yea
 bench-serving: $(STAMP)  ## the service beside BentoML, MLflow and plain FastAPI: highest rate with p99 of 10 ms; 20 minutes
 	@$(BIN)/python -m ops.bench_serving
 
-fault-table: $(STAMP)  ## the service under load while things break, and 500 hot swaps; some minutes
+fault-table: $(STAMP)  ## the service under load while things break, 500 hot swaps and 10 rollbacks; some minutes
 	@$(BIN)/python -m ops.faults
 
 api-cases: $(STAMP)  ## thousands of made-up requests from the OpenAPI document: no server error, no answer against the schema

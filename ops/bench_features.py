@@ -61,8 +61,8 @@ def landed_days(first: date, end: date) -> Iterator[None]:
     home = Path(tempfile.mkdtemp(prefix="evergreen-bench-"))
     try:
         os.environ |= {"EVERGREEN_VAR": str(home / "var"), "EVERGREEN_DATA": str(home / "data")}
-        for name in ("EVERGREEN_ONLINE", "EVERGREEN_FEAST", "EVERGREEN_STORE", "EVERGREEN_LEDGER", "EVERGREEN_DVC_REMOTE"):
-            os.environ.pop(name, None)
+        for name in ("ONLINE", "FEAST", "STORE", "LEDGER", "DVC_REMOTE", "MLFLOW"):
+            os.environ.pop(f"EVERGREEN_{name}", None)
         (home / "var").mkdir()
         land(first, end)
         yield

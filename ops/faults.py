@@ -1,10 +1,12 @@
-"""``make fault-table``: the real service under steady load, while one thing after the other is broken, and 500 hot swaps.
+"""``make fault-table``: the real service under steady load, while one thing after the other is broken, 500 hot swaps and
+ten rollbacks.
 
 Every fault is a real one: a killed process, a slow socket, a file taken away, a full disk, a model that fails on what it was not
 tried on. An answer is valid when it came within two seconds and is complete: status 200, a probability in [0, 1] that is of the
 version it names (each version answers in a band of its own; baseline rates carry their flag), its decision, the asked entity.
 Recovery is from the end of the fault (of a kill: from the kill) to the last answer that was not valid or carried a flag, and
-until a new manifest serves again where the fault was about that.
+until a new manifest serves again where the fault was about that. A rollback is the command that a person types, a process of its
+own: its seconds are from the start of the command to the last answer of the version that it takes back.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,15 +24,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ml.errors import EvergreenError
+from ops import environment
 from ops.bench_features import say, show
 from ops.fault_kinds import FAULTS, Versions, prepared
-from ops.fault_models import BANDS, band
+from ops.fault_models import BANDS, band, register
 from ops.fault_scene import Scene, eventually, scene
 from ops.open_loop import Load, Reply
 
 SETTLE = 10.0
 """Seconds after a fault in which the service may recover."""
 BASELINE = "fallback_baseline"
+PARTS = (*FAULTS, "swaps", "rollbacks")
 
 
 @dataclass
@@ -96,6 +104,45 @@ def swaps(at: Scene, count: int, rate: float, version: Versions) -> Row:
     return row
 
 
+def rollbacks(at: Scene, count: int, rate: float, version: Versions) -> Row:
+    """Releases the same new version again and again, and takes it back each time with ``evergreen rollback``."""
+    row = Row(f"{count} rollbacks")
+    kept, released = at.make("1"), at.make(version())
+    register(kept)
+    at.promote("1")
+    commands, seconds = [], []
+    with Load(at.service.port, at.rows, rate) as load:
+        _serves(load, "1")
+        time.sleep(3)
+        began = time.monotonic()
+        for i in range(count):
+            at.publish("a release", champion=released, previous=kept)
+            _serves(load, released.version)
+            started = time.monotonic()
+            _roll_back()
+            commands.append(time.monotonic() - started)
+            _serves(load, "1")
+            time.sleep(0.5)  # whoever was asked before the swap has answered
+            seconds.append(max(r.ended for r in load.replies if r.answer.get("model_version") == released.version) - started)
+            say(f"  {i + 1}: {seconds[-1]:.2f} s, of which the command ran {commands[-1]:.2f} s")
+        ended = time.monotonic()
+        _settle(load)
+    _fill(row, load.replies, began, ended, ended)
+    failed = sum(bool(fault_of(r)) for r in load.replies if r.at >= began)
+    row.note = (
+        f"{failed} failed; old version gone {np.median(seconds):.2f} s after the command's start (worst {max(seconds):.2f}), "
+        f"which itself runs {np.median(commands):.2f} s (worst {max(commands):.2f})"
+    )
+    return row
+
+
+def _roll_back() -> None:
+    command = [sys.executable, "-c", "from ml.cli import main; main()", "rollback", "--by", "fault table", "--reason", "a test"]
+    done = subprocess.run(command, env=environment.common(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EvergreenError(f"evergreen rollback ended with {done.returncode}: {done.stderr[-500:]}", "mend what it names")
+
+
 def _fill(row: Row, replies: list[Reply], began: float, until: float, ended: float) -> None:
     during = [r for r in replies if began <= r.at < until]
     calm = [r.seconds for r in replies if r.at < began and not fault_of(r)]
@@ -131,7 +178,7 @@ def fault_of(reply: Reply) -> str:
 
 
 def _serves(load: Load, version: str) -> None:
-    eventually(lambda: load.replies[-1].answer.get("model_version") == version, f"version {version} serves")
+    eventually(lambda: load.replies and load.replies[-1].answer.get("model_version") == version, f"version {version} serves")
 
 
 def _settle(load: Load) -> None:
@@ -169,12 +216,13 @@ def table(rows: Sequence[Row]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(prog="python -m ops.faults", description=__doc__)
-    parser.add_argument("faults", nargs="*", help=f"of {', '.join(FAULTS)}, swaps; default all", default=[])
+    parser.add_argument("faults", nargs="*", help=f"of {', '.join(PARTS)}; default all", default=[])
     parser.add_argument("--seconds", type=float, default=5.0, help="that each fault lasts (default 5)")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second (default 200)")
     parser.add_argument("--swaps", type=int, default=500, help="hot swaps (default 500)")
+    parser.add_argument("--rollbacks", type=int, default=10, help="rollbacks (default 10)")
     asked = parser.parse_args(arguments)
-    if unknown := set(asked.faults) - {*FAULTS, "swaps"}:
+    if unknown := set(asked.faults) - set(PARTS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     numbers = itertools.count(2)
 
@@ -183,14 +231,16 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
 
     found = []
     with scene() as at:
-        say(f"{asked.rate:.0f} requests a second, {len(at.rows)} different rows, each fault {asked.seconds:g} s\n")
-        for name in asked.faults or [*FAULTS, "swaps"]:
+        cores = len(os.sched_getaffinity(0))
+        say(f"{asked.rate:.0f} requests a second, {len(at.rows)} different rows, each fault {asked.seconds:g} s, {cores} cores\n")
+        for name in asked.faults or PARTS:
             say(f"{name} …")
-            found.append(
-                swaps(at, asked.swaps, asked.rate, version)
-                if name == "swaps"
-                else run(at, name, asked.rate, asked.seconds, version)
-            )
+            if name == "swaps":
+                found.append(swaps(at, asked.swaps, asked.rate, version))
+            elif name == "rollbacks":
+                found.append(rollbacks(at, asked.rollbacks, asked.rate, version))
+            else:
+                found.append(run(at, name, asked.rate, asked.seconds, version))
     say("")
     table(found)
     return found

@@ -2,7 +2,8 @@
 
 A generator that waits for an answer before it sends on slows down with the server and hides its queues ("coordinated omission").
 Here a request that finds no free connection waits in line, and its waiting is part of its latency. One thread, plain sockets and
-epoll: it polls without sleeping while requests are due, so give it a core of its own.
+epoll: it polls without sleeping while requests are due, so give it a core of its own. `ops.open_loop` is the gentler one: it
+reads what is answered, at rates where that costs nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""A small open-loop client: requests leave at planned times, whether or not earlier ones were answered."""
+"""A small open-loop client: requests leave at planned times, whether or not earlier ones were answered.
+
+It reads every answer and runs beside whoever breaks things meanwhile, until told to stop; `ops.load` reads none and takes a core
+for itself, to measure microseconds. Neither can do the other's work: parsing answers would be seen in latencies.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,11 @@ class Reply:
     """0: no answer."""
     answer: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
+
+    @property
+    def ended(self) -> float:
+        """When it was answered."""
+        return self.at + self.seconds
 
 
 class Load:

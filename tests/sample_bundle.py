@@ -1,4 +1,8 @@
-"""A real bundle for tests, small and quick to make: the shipped problem's features, a hand-made ONNX graph."""
+"""A real bundle for tests, small and quick to make: the shipped problem's features, a hand-made ONNX graph.
+
+Its answers depend on the row, as explanations and gates need it. `ops.fault_models` has graphs that depend on little but their
+version, and that break; they are for any problem, and `ops` does not import tests.
+"""
 
 from __future__ import annotations
 

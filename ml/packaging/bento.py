@@ -39,13 +39,14 @@ REQUIREMENTS = (
         "fastapi-offline",
         "fsspec",
         "holidays",
+        "httptools",  # with uvloop: uvicorn takes them when they are there, and is slow without
         "numpy",
         "onnxruntime",
         "orjson",
         "prometheus-client",
         "pyarrow",
     ),
-    *("pydantic", "pydantic-settings", "pyyaml", "sqlalchemy", "tzdata", "uvicorn"),
+    *("pydantic", "pydantic-settings", "pyyaml", "redis", "sqlalchemy", "tzdata", "uvicorn", "uvloop"),
 )
 """What serving imports; pinned to the versions that the model was judged with."""
 EXPLAINING = (("pandas",), ("xgboost-cpu", "xgboost"))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +52,31 @@ def serve(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
                 thread.join()
 
     return started
+
+
+@contextlib.contextmanager
+def serve_process() -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """``evergreen serve`` as a process of its own, once it is ready, and a client of it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", "from ml.cli import main; main()", "serve"]
+    where = {"EVERGREEN_HOST": "127.0.0.1", "EVERGREEN_SERVING_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=os.environ | where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            eventually(lambda: _ready(client), seconds=30)
+            yield process, client
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:

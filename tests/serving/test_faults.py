@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from ml.serving import manifest
 from ops.fault_kinds import FAULTS
 from ops.fault_scene import Scene, scene
-from ops.faults import fault_of, run, swaps
+from ops.faults import fault_of, rollbacks, run, swaps
 from ops.open_loop import Reply
 from tests.conftest import forget
 
@@ -24,7 +27,14 @@ ELSEWHERE = {"worker-killed", "store-stopped", "store-slow", "disk-full"}
 @pytest.fixture(scope="module")
 def at() -> Iterator[Scene]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("EVERGREEN_VAR", "EVERGREEN_DATA", "EVERGREEN_ONLINE", "EVERGREEN_STORE", "EVERGREEN_LEDGER"):
+        for name in (
+            "EVERGREEN_VAR",
+            "EVERGREEN_DATA",
+            "EVERGREEN_ONLINE",
+            "EVERGREEN_STORE",
+            "EVERGREEN_LEDGER",
+            "EVERGREEN_MLFLOW",
+        ):
             patch.setenv(name, "")  # so that they are put back
             patch.delenv(name)
         forget()
@@ -59,6 +69,19 @@ def test_swaps__under_load__none_failed_none_mixed(at: Scene, version: Callable[
     row = swaps(at, 6, RATE, version)
     assert (row.valid, row.mixed) == (1.0, 0)
     assert row.note.startswith("6 models")
+
+
+def test_rollbacks__by_the_command_under_load__none_failed_and_the_old_version_is_gone(
+    at: Scene, version: Callable[[], str], empty_registry: Path
+) -> None:
+    shutil.copy(empty_registry, at.home / "mlflow.db")
+    row = rollbacks(at, 1, RATE, version)
+    assert (row.valid, row.mixed, row.problems) == (1.0, 0, [])
+    assert row.note.startswith("0 failed")
+    assert [at.ask()["model_version"] for _ in range(20)] == ["1"] * 20
+    now = manifest.current()
+    assert now is not None
+    assert (now.by, now.key, now.previous) == ("fault table", f"rollback-{now.version - 1}", None)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import tritonclient.http as triton
 
 from ml.config import ROOT
 from ml.packaging.bundle import Bundle
@@ -160,7 +161,6 @@ def test_infer__model_gives_nan__error_and_its_neighbours_are_answered(
 
 
 def test_triton_client__unchanged__is_answered(serve: Serve, given: tuple[float, list[float], list[str]]) -> None:
-    triton = pytest.importorskip("tritonclient.http")
     probability, numeric, text = given
     publish(champion=stored(sample_bundle(), "1"))
     with serve() as client:

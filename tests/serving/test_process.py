@@ -1,16 +1,17 @@
-"""The service as a process: SIGTERM loses nothing, SIGKILL at most the last second."""
+"""The service as a process: SIGTERM loses nothing, not even what was only half asked; SIGKILL at most the last second."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import json
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from ml.serving import manifest
 from ml.serving.log import FLUSH_SECONDS, read_online
 from tests.sample_bundle import EVENT_TIME, REQUEST, sample_bundle, stored
-from tests.serving.conftest import eventually
+from tests.serving.conftest import eventually, serve_process
 
 ROWS = 40
 
@@ -28,26 +29,8 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture
 def service(workspace: Path) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
     manifest.promote(stored(sample_bundle(), "1"), datetime(2013, 4, 1), "test", "", "key")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-c", f"from ml.serving.app import serve; serve('127.0.0.1', {port})"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            eventually(lambda: _ready(client), seconds=30)
-            yield process, client
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
+    with serve_process() as started:
+        yield started
 
 
 def _ask(client: httpx.Client) -> list[str]:
@@ -79,3 +62,44 @@ def test_sigkill__after_the_flush__what_was_answered_before_is_in_the_log(
     process.kill()
     process.wait()
     assert set(_logged()) >= set(asked)
+
+
+def test_sigterm__requests_in_flight__answered_and_logged_while_new_connections_are_refused(
+    service: tuple[subprocess.Popen[bytes], httpx.Client],
+) -> None:
+    process, client = service
+    address = (str(client.base_url.host), client.base_url.port or 0)
+    bodies = [json.dumps(REQUEST | {"flight": number}).encode() for number in (1, 2)]
+    with socket.create_connection(address, 10) as idle, contextlib.ExitStack() as stack:
+        asked = [stack.enter_context(socket.create_connection(address, 10)) for _ in bodies]
+        for connection, body in zip(asked, bodies, strict=True):
+            head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            connection.sendall(head % len(body) + body[:50])
+        client.get("/livez")  # what was sent before on other connections has been read
+        process.send_signal(signal.SIGTERM)
+        eventually(lambda: _refused(address))
+        assert idle.recv(1) == b""  # nobody waits for who has asked nothing
+        time.sleep(0.5)  # uvicorn itself lingers for 0.1 s, even where it is told not to wait for anybody
+        assert process.poll() is None
+        replies = []
+        for connection, body in zip(asked, bodies, strict=True):
+            connection.sendall(body[50:])
+            replies.append(_reply(connection))
+    assert [status for status, _ in replies] == [200, 200]
+    assert process.wait(15) in (0, -signal.SIGTERM)
+    assert sorted(_logged()) == sorted(answer["entity_id"] for _, answer in replies)
+
+
+def _refused(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, 1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def _reply(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    """Status and body; the server closes the connection after it, as it is about to end."""
+    with connection.makefile("rb") as received:
+        head, _, body = received.read().partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
