@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ml.config import Params, Table
+from ml.config import Params
 from ml.data.query import query
 from ml.data.schema import ARROW
 from ml.errors import EvergreenError
-from ml.features.definitions import Columns, FeatureModule, Latest, Value, load_module, request_columns
+from ml.features.definitions import Columns, FeatureModule, Value, load_module, request_columns
 from ml.features.history import EPOCH
 from ml.features.online import Key, OnlineStore, Payload, StoreDownError
 
@@ -28,44 +28,47 @@ _KINDS: dict[str, Any] = {"string": object, "timestamp": "datetime64[us]"}
 """Of a raw column's array, by declared type; float64 for all others."""
 
 
-def finish(module: FeatureModule, raw: Columns, stored: np.ndarray, ticks: np.ndarray) -> dict[str, np.ndarray]:
-    """The features of n rows, in the module's order.
+def finish(module: FeatureModule, raw: Columns, stored: np.ndarray, ticks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The features of n rows.
 
     Args:
         raw: arrays of the raw columns that the request function is given, and ``event_time``.
-        stored: float64 [S, n], a row for each of `module.stored`, at each row's tick; NaN where nothing was known.
+        stored: float64 [S, n], a row for each of `module.stored`, at each row's tick; NaN where nothing was known. Overwritten.
         ticks: datetime64[us], the tick that each row is due.
 
     Returns:
-        By feature name: float64 (NaN: missing) or, for text, object (None: missing).
+        float64 with a row for each of `module.numbers` (NaN: missing), and object with a row for each of `module.texts` (None:
+        missing).
 
     Raises:
         EvergreenError: the request function does not return the declared features.
     """
     known = _known(module, stored, ticks)
-    computed = module.request(raw, {name: known[name] for name in module.reads})
+    computed = module.request(raw, {name: known[module.known[name]] for name in module.reads})
     declared = {f.name for f in module.requested}
     if set(computed) != declared:
         odd = sorted(set(computed) ^ declared)
         raise EvergreenError(f"features declared and computed differ in {odd}", "make FEATURES and the request function agree")
-    return {f.name: computed[f.name] if f.name in declared else known[f.name] for f in module.features}
+    numbers = np.empty((len(module.numbers), len(ticks)))
+    to, taken = module.taken
+    numbers[to] = known[taken]
+    for row, name in enumerate(module.numbers):
+        if name in declared:
+            numbers[row] = computed[name]
+    texts = np.array([computed[name] for name in module.texts], dtype=object).reshape(len(module.texts), len(ticks))
+    return numbers, texts
 
 
-def _known(module: FeatureModule, stored: np.ndarray, ticks: np.ndarray) -> dict[str, np.ndarray]:
-    """View columns from stored ones: no outcome counts 0; what is too old is missing; age from the moment it became known."""
-    known = dict(zip(module.stored, stored, strict=True))
+def _known(module: FeatureModule, stored: np.ndarray, ticks: np.ndarray) -> np.ndarray:
+    """View columns in the place of stored ones: no outcome counts 0; too old is missing; age from when it became known."""
     counts = stored[module.counts]
     counts[np.isnan(counts)] = 0.0
-    known.update(zip([module.stored[i] for i in module.counts], counts, strict=True))
-    for view in module.views:
-        if isinstance(view, Latest) and view.max_age_hours is not None:
-            clock = (ticks - NO_CLOCK).astype(np.int64) / 1e6
-            age = (clock - known.pop(view.since)) / 3600.0
-            values = view.columns[:-1]
-            fresh = age <= view.max_age_hours  # False for NaN
-            kept = np.where(fresh, [*(known[c] for c in values), age], np.nan)
-            known.update(zip(view.columns, kept, strict=True))
-    return known
+    stored[module.counts] = counts
+    for first, last, max_age_hours in module.ageing:
+        clock = (ticks - NO_CLOCK).astype(np.int64) / 1e6
+        stored[last] = (clock - stored[last]) / 3600.0
+        stored[first : last + 1, ~(stored[last] <= max_age_hours)] = np.nan  # NaN is not fresh
+    return stored
 
 
 def raw_arrays(params: Params, rows: pa.Table) -> dict[str, np.ndarray]:
@@ -127,8 +130,10 @@ class Assembled:
     tick: datetime | None
     filled: dict[str, int]
     """By view, of how many rows the values were replaced by what the view declares for "nothing known"."""
-    columns: dict[str, np.ndarray]
-    """The features by name; NaN and None: missing."""
+    numbers: np.ndarray
+    """float64, a row for each of `Assembler.numbers`; NaN: missing."""
+    texts: np.ndarray
+    """object, a row for each of `Assembler.texts`; None: missing."""
 
 
 class Assembler:
@@ -139,12 +144,17 @@ class Assembler:
         self.module = load_module(params)
         self.spec = params.tables[params.problem.table]
         self.lead = timedelta(hours=params.problem.lead_hours)
-        self._event_time = _event_times(self.spec)
+        names = (c for c in self.spec.columns if c not in self.spec.outcomes)
+        self._clock = [c for c in names if re.search(rf"\b{re.escape(c)}\b", self.spec.event_time or "")]
+        self._moments = lru_cache(100_000)(self._moments_of)
         self._views = [(view.name, view.lag_hours, view.stored, [None] * len(view.stored)) for view in self.module.views]
         self._raw: dict[Any, list[str]] = {}
         for column in request_columns(params):
             self._raw.setdefault(_KINDS.get(self.spec.columns[column], float), []).append(column)
-        self._aliases = {f.name: f.formerly for f in self.module.features if f.formerly}
+        self.numbers, self._numbers = _with_aliases(self.module, self.module.numbers)
+        """Names of the features that are numbers, those included that models in use still know them by."""
+        self.texts, self._texts = _with_aliases(self.module, self.module.texts)
+        self._names = self.numbers + self.texts
         self._key_columns = list(dict.fromkeys(c for view in self.module.views for c in view.entity.columns))
         self._keys = lru_cache(50_000, typed=True)(self._keys_of)  # 1 and 1.0 are other keys
 
@@ -165,9 +175,8 @@ class Assembler:
 
     def prepare(self, row: Mapping[str, Any]) -> Prepared:
         """What a row's raw fields say by themselves: its name, its moment, and which entities' histories it needs."""
-        at = self._event_time(row)
-        name = "-".join([*(str(row[c]) for c in self.params.problem.id), f"{at:%Y%m%dT%H%M}"])
-        due = floor_to_tick(at - self.lead, self.params.features.tick_minutes)
+        at, stamp, due = self._moments(*(row[c] for c in self._clock))
+        name = "-".join([*(str(row[c]) for c in self.params.problem.id), stamp])
         return Prepared(row, at, due, self._keys(*(row[c] for c in self._key_columns)), name)
 
     def complete(self, prepared: Sequence[Prepared], known: Sequence[Known]) -> Assembled:
@@ -190,16 +199,20 @@ class Assembler:
         event_times = [each.event_time for each in prepared]
         raw = self._arrays([each.row for each in prepared], event_times)
         made = finish(self.module, raw, stored, np.array([each.due for each in prepared], "datetime64[us]"))
-        made |= {old: made[name] for name, others in self._aliases.items() for old in others}
+        numbers, texts = made[0][self._numbers], made[1][self._texts]
         return Assembled(
-            _by_row(made, n),
+            [
+                dict(zip(self._names, [None if v != v else v for v in line] + words, strict=True))
+                for line, words in zip(numbers.T.tolist(), texts.T.tolist(), strict=True)
+            ],
             [self._flags(k.tick, lag) for k, lag in zip(known, lags, strict=True)],
             [each.entity_id for each in prepared],
             event_times,
             [at - self.lead for at in event_times],
             known[0].tick if n else None,
             filled,
-            made,
+            numbers,
+            texts,
         )
 
     def _flags(self, tick: datetime | None, lag: float) -> list[str]:
@@ -210,6 +223,13 @@ class Assembler:
         if lag < 0:
             return [AHEAD]
         return [STALE] if all(lag <= view.lag_hours for view in self.module.views) else [EXPIRED]
+
+    def _moments_of(self, *values: Any) -> tuple[datetime, str, datetime]:
+        """Event time by the declared expression, asked of the engine that evaluates it on landed data; its name; the tick due."""
+        columns = {c: pa.array([v], ARROW[self.spec.columns[c]]) for c, v in zip(self._clock, values, strict=True)}
+        sql = f"SELECT ({self.spec.event_time})::TIMESTAMP AS moment FROM rows"
+        at: datetime = query(sql, rows=pa.table(columns))["moment"][0].as_py()
+        return at, f"{at:%Y%m%dT%H%M}", floor_to_tick(at - self.lead, self.params.features.tick_minutes)
 
     def _keys_of(self, *values: Any) -> tuple[Key | None, ...]:
         row = dict(zip(self._key_columns, values, strict=True))
@@ -223,29 +243,15 @@ class Assembler:
         return arrays
 
 
-def _by_row(columns: Mapping[str, np.ndarray], n: int) -> list[dict[str, Value]]:
-    """One mapping per row; NaN becomes None. One array for all columns: a list of each would cost more than the rest."""
-    if not n:
-        return []
-    lines = np.array([*columns.values()], dtype=object).T.tolist()
-    return [dict(zip(columns, [None if v != v else v for v in line], strict=True)) for line in lines]
+def _with_aliases(module: FeatureModule, names: Sequence[str]) -> tuple[tuple[str, ...], list[int] | slice]:
+    """Names, then former names; and the place in `names` of what each stands for."""
+    former = {old: f.name for f in module.features if f.name in names for old in f.formerly}
+    if not former:
+        return (*names,), slice(None)
+    return (*names, *former), [*range(len(names)), *(names.index(name) for name in former.values())]
 
 
 def entity_key(columns: Sequence[str], row: Mapping[str, Any]) -> str | None:
     """The key of a row's entity: ``UA|1545``; None when a part is missing, which is no entity."""
     parts = [row[c] for c in columns]
     return None if any(p is None for p in parts) else "|".join(str(p) for p in parts)
-
-
-def _event_times(spec: Table) -> Any:
-    """The declared expression over raw fields, by the engine that evaluates it on landed data; equal fields are asked once."""
-    expression = spec.event_time or ""
-    names = [c for c in spec.columns if c not in spec.outcomes and re.search(rf"\b{re.escape(c)}\b", expression)]
-
-    @lru_cache(100_000)
-    def ask(values: tuple[Any, ...]) -> datetime:
-        row = pa.table({c: pa.array([v], ARROW[spec.columns[c]]) for c, v in zip(names, values, strict=True)})
-        moment: datetime = query(f"SELECT ({expression})::TIMESTAMP AS moment FROM rows", rows=row)["moment"][0].as_py()
-        return moment
-
-    return lambda row: ask(tuple(row[c] for c in names))

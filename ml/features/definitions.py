@@ -152,8 +152,7 @@ class FeatureModule:
     @cached_property
     def requested(self) -> list[Feature]:
         """The features that `request` makes."""
-        columns = {c for v in self.views for c in v.columns}
-        return [f for f in self.features if f.name not in columns]
+        return [f for f in self.features if f.name not in self.known]
 
     @cached_property
     def stored(self) -> tuple[str, ...]:
@@ -161,10 +160,35 @@ class FeatureModule:
         return tuple(c for view in self.views for c in view.stored)
 
     @cached_property
+    def known(self) -> dict[str, int]:
+        """By column of a view, its place in `stored`; an age stands in the place of ``since``."""
+        return {c: i for i, c in enumerate(c for view in self.views for c in view.columns)}
+
+    @cached_property
     def counts(self) -> list[int]:
         """Which of `stored` are counts."""
-        names = {c for view in self.views if isinstance(view, Recent) for c in view.counts}
-        return [i for i, c in enumerate(self.stored) if c in names]
+        return [self.known[c] for view in self.views if isinstance(view, Recent) for c in view.counts]
+
+    @cached_property
+    def ageing(self) -> list[tuple[int, int, int]]:
+        """Of each view whose values can be too old: the first of its places in `stored`, the last (``since``), and hours."""
+        views = [view for view in self.views if isinstance(view, Latest) and view.max_age_hours is not None]
+        return [(self.known[view.columns[0]], self.known[view.columns[-1]], view.max_age_hours or 0) for view in views]
+
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """All features that are numbers, retired ones too."""
+        return tuple(f.name for f in self.features if f.kind != "text")
+
+    @cached_property
+    def taken(self) -> tuple[list[int], list[int]]:
+        """Of the features that are a view's columns: their places in `numbers`, and in `stored`."""
+        places = [(i, self.known[name]) for i, name in enumerate(self.numbers) if name in self.known]
+        return [i for i, _ in places], [j for _, j in places]
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(f.name for f in self.features if f.kind == "text")
 
     @property
     def learned(self) -> tuple[Feature, ...]:

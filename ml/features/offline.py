@@ -47,9 +47,11 @@ def compute(params: Params, rows: pa.Table, lookup: Lookup, as_of: datetime) -> 
     points = keys_of(module.entities, rows).append_column("tick", tick)
     found = lookup(points) if module.views else pa.table({})
     stored = np.array([found[name].to_numpy() for name in module.stored], dtype=float).reshape(len(module.stored), len(rows))
-    features = finish(module, raw_arrays(params, rows), stored, tick.to_numpy(zero_copy_only=False).astype("datetime64[us]"))
+    due = tick.to_numpy(zero_copy_only=False).astype("datetime64[us]")
+    numbers, texts = finish(module, raw_arrays(params, rows), stored, due)
+    made = dict(zip((*module.numbers, *module.texts), (*numbers, *texts), strict=True))
     columns = {name: rows[name] for name in IDENTITY} | {"tick": tick}
-    return pa.table(columns | {name: _arrow(values) for name, values in features.items()})
+    return pa.table(columns | {f.name: _arrow(made[f.name]) for f in module.features})
 
 
 def _arrow(values: np.ndarray) -> pa.Array:

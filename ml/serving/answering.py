@@ -11,9 +11,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ml.config import Features, Params, Problem, Table
 from ml.errors import IntegrityError
-from ml.features.assembly import NOTHING, Assembler
+from ml.features.assembly import NOTHING, Assembled, Assembler
 from ml.features.definitions import FeatureModule, Value, load_module
 from ml.features.online import SQLiteStore
 from ml.packaging.bundle import Bundle
@@ -73,10 +75,23 @@ class Serving:
             for example in self.bundle.examples[:WARM]:
                 (row,), _ = self.schema.parse(json.dumps(example.request).encode())
                 assembled = self.assembler.complete([self.assembler.prepare(row)], [NOTHING])
-                self.predictor.run(self.predictor.feed(assembled.columns), 1)
+                self.predictor.run(self.feed(assembled), 1)
         except (RequestError, PredictionError) as error:
             problem = f"bundle {self.bundle.digest[:12]} cannot answer its own recorded request: {error}"
             raise IntegrityError(problem, "package the model again") from error
+
+    def feed(self, made: Assembled, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """The graph's inputs, of these rows alone where they are given."""
+        numbers, texts = (made.numbers, made.texts) if rows is None else (made.numbers[:, rows], made.texts[:, rows])
+        return self.predictor.feed(numbers[self._numbers], texts[self._texts])
+
+    @cached_property
+    def _numbers(self) -> list[int]:
+        return [self.assembler.numbers.index(name) for name in self.predictor.numeric]
+
+    @cached_property
+    def _texts(self) -> list[int]:
+        return [self.assembler.texts.index(name) for name in self.predictor.text]
 
     def baseline(self, features: dict[str, Value]) -> float:
         """The rate of the row's group: the last resort."""

@@ -23,7 +23,6 @@ from ml.serving.answering import FALLBACK, Answered, Serving
 from ml.serving.lane import Feed, Lane, Part
 from ml.serving.log import Entry
 from ml.serving.manifest import Manifest
-from ml.serving.predictor import PredictionError
 from ml.serving.router import CHAMPION, cohort_of
 from ml.serving.schema import RequestError
 
@@ -266,21 +265,12 @@ def _with_features(lane: Lane, rows: list[Row], filled: Callable[[dict[str, int]
         row.features, row.flags = features, flags
     now = asyncio.get_running_loop().time()
     late = [i for i, row in enumerate(rows) if row.deadline <= now]
-    columns = assembled.columns
     if late:
         in_time = [i for i, row in enumerate(rows) if row.deadline > now]
         for i in late:
             rows[i].late(lane)
-        rows, columns = [rows[i] for i in in_time], {name: values[in_time] for name, values in columns.items()}
-    if not rows:
-        return [], None
-    try:
-        return rows, lane.serving.predictor.feed(columns)
-    except PredictionError:
-        logger.exception("model version %s cannot be given its features", lane.serving.version)
-        for row in rows:
-            row.fail(lane)
-        return [], None
+        return [rows[i] for i in in_time], lane.serving.feed(assembled, in_time) if in_time else None
+    return rows, lane.serving.feed(assembled)
 
 
 def _assembled(lane: Lane, rows: list[Row]) -> tuple[list[Row], Assembled | None]:

@@ -73,22 +73,21 @@ class Predictor:
             raise PredictionError(f"the model answered {y_proba[:3].tolist()}… for {n} rows: not probabilities")
         return y_proba
 
-    def feed(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The graph's inputs, from columns of shape (n,) as `ml.features.assembly` makes them: NaN and None are missing.
+    @staticmethod
+    def feed(numbers: np.ndarray, texts: np.ndarray) -> dict[str, np.ndarray]:
+        """The graph's inputs.
 
-        Raises:
-            PredictionError: a column is absent or of the wrong type.
+        Args:
+            numbers: float64 [F, n], a row for each of `numeric`; NaN: missing.
+            texts: object [C, n], a row for each of `text`; None: missing.
         """
         made: dict[str, np.ndarray] = {}
-        try:
-            if self.numeric:
-                made["numeric"] = np.ascontiguousarray(np.array([columns[name] for name in self.numeric], dtype=np.float32).T)
-            if self.text:
-                values = np.stack([columns[name] for name in self.text], axis=1)
-                values[values == None] = ""  # noqa: E711  # elementwise, which `is` is not
-                made["text"] = values
-        except (KeyError, ValueError, TypeError) as error:
-            raise PredictionError(f"no inputs of the model can be made: {error!r}") from error
+        if len(numbers):
+            made["numeric"] = np.ascontiguousarray(numbers.T, dtype=np.float32)
+        if len(texts):
+            words = texts.T.copy()
+            words[words == None] = ""  # noqa: E711  # elementwise, which `is` is not
+            made["text"] = words
         return made
 
     def probe(self) -> float:

@@ -73,7 +73,7 @@ def derived(view: View, stored: dict, tick: datetime) -> dict:
 
     only = FeatureModule((view,), (), lambda row, known: {})
     arrays = np.array([[stored[c]] for c in view.stored], float)
-    known = _known(only, arrays, np.array([tick], "datetime64[us]"))
+    known = dict(zip(view.columns, _known(only, arrays, np.array([tick], "datetime64[us]")), strict=True))
     return {c: None if known[c][0] != known[c][0] else known[c][0] for c in view.columns}
 
 
