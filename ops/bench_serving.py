@@ -2,7 +2,8 @@
 
 One model, learned here from a month of the shipped data, stands behind this service, a stock BentoML service, `mlflow models
 serve`, FastAPI with ONNX Runtime and a bare echo. Server and generator get a core each; load is an open loop (see ops/load.py),
-one row a request. Rates are found by doubling and bisection, and confirmed on a long run.
+one row a request. Rates are found by doubling and bisection, and confirmed on a long run. Last, those whose rates are near each
+other are asked in turns at the same rates: a machine that others share is not the same for two searches.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ops import serving_contenders as contenders
 from ops.bench_features import landed_days, say, show
 from ops.load import Point, offer
 from ops.serving_case import Case, ContenderError, make
+from ops.serving_turns import in_turns
 from ops.serving_where import where
 
 LIMIT_MS, LOOSE_MS = 10.0, 100.0
@@ -34,6 +36,10 @@ DAYS = (date(2013, 1, 1), date(2013, 2, 8))
 TARGETS = {"mlflow": 10.0, "mlflow-tensors": 10.0, "bentoml": 3.0, "fastapi": 1.0}
 """By peer: by how much `POST /predict`, which also makes features, routes and logs, is to exceed it."""
 QUIET = 0.05
+IN_TURNS = ("predict", "infer", "fastapi", "fastapi-raw")
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.25)
+"""Of plain FastAPI's highest rate, or of `TURN_RATE` where that was not found."""
+TURN_RATE, ROUNDS = 2000.0, 5
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = [c for c in contenders.CONTENDERS if c.name in (asked.contenders or names)]
         results = [measured(contender, made, plan, cores[0]) for contender in chosen]
         report(results)
+        rivals = [c for c in chosen if c.name in IN_TURNS]
+        if len(rivals) > 1:
+            top = next((r.rate for r in results if r.contender.name == "fastapi" and r.top), TURN_RATE)
+            in_turns(rivals, made, cores[0], [top * share for share in SHARES], 2 if asked.quick else ROUNDS, LIMIT_MS)
         where(made, {r.contender.name: r.half.cpu for r in results if r.half})
     failed = summary(results)
     say(f"\n{time.monotonic() - began:.0f} s")

@@ -12,6 +12,8 @@ import holidays
 import numpy as np
 
 QUARTER = np.timedelta64(15 * 60 * 1_000_000, "us")  # no zone changes its offset in between
+FEW = 64
+"""Values for which finding the distinct ones costs more than asking for each."""
 
 
 def to_local(moments: np.ndarray, timezone: str) -> np.ndarray:
@@ -52,10 +54,10 @@ def days_to_holiday(moments: np.ndarray, country: str, cap: int = 7) -> np.ndarr
     return _of_distinct(days, lambda day: _nearest_holiday(day, country, cap)).astype(float)
 
 
-def _of_distinct(values: np.ndarray, function: Callable[[Any], float]) -> np.ndarray:
-    """`function` of each value as a Python object, called once for equal ones."""
-    if len(values) == 1:
-        return np.array([function(values[0].item())])
+def _of_distinct(values: np.ndarray, function: Callable[[Any], int]) -> np.ndarray:
+    """`function`, which remembers its answers, of each value as a Python object; called once for equal ones of many."""
+    if len(values) <= FEW:
+        return np.array([function(value) for value in values.tolist()], dtype=np.int64)
     distinct, where = np.unique(values, return_inverse=True)
     return np.array([function(value) for value in distinct.tolist()], dtype=np.int64)[where]
 

@@ -72,6 +72,7 @@ def serve(host: str, port: int) -> None:
         access_log=False,
         ws="none",
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )

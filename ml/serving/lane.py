@@ -57,10 +57,9 @@ class Turn:
 
     __slots__ = ("feed", "live", "options", "parts", "timer")
 
-    def __init__(self, parts: Sequence[Part], feed: Feed) -> None:
-        self.parts, self.feed = parts, feed
+    def __init__(self, parts: Sequence[Part], feed: Feed, options: ort.RunOptions) -> None:
+        self.parts, self.feed, self.options = parts, feed, options
         self.live = set(range(len(parts)))
-        self.options = quiet_options()
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -71,6 +70,8 @@ def quiet_options() -> ort.RunOptions:
     return options
 
 
+QUIET = quiet_options()
+"""For runs that nobody ends."""
 Gather = Callable[["Lane", int], tuple[list[Part], Feed | None]]
 
 
@@ -125,11 +126,11 @@ class Lane:
             if feed is None:
                 continue
             if self.serving.predictor.bounded:
-                turn = Turn(parts, feed)
+                turn = Turn(parts, feed, QUIET)
                 self._settle(turn, self._graph.run(turn))
                 self._again()
                 return
-            self._start(Turn(parts, feed))
+            self._start(Turn(parts, feed, quiet_options()))
         if self._closed and not self._busy:
             self._release()
 
