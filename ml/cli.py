@@ -363,11 +363,11 @@ def serve() -> None:
 
     \b
     Example:
-      EVERGREEN_SERVING_PORT=3100 evergreen serve
+      EVERGREEN_SERVING_PORT=3100 EVERGREEN_SERVING_WORKERS=2 evergreen serve
     """
     from ml.serving.app import serve as run
 
-    run(settings().host, settings().serving_port)
+    run(settings().host, settings().serving_port, settings().serving_workers)
 
 
 @app.command()

@@ -115,9 +115,17 @@ def canary_nan(at: Scene, version: Versions) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def worker_killed(at: Scene, _: Versions) -> Iterator[list[str]]:
+def service_killed(at: Scene, _: Versions) -> Iterator[list[str]]:
     at.service.kill()
     yield ["one process; its supervisor starts it again"]
+
+
+@contextlib.contextmanager
+def worker_killed(at: Scene, _: Versions) -> Iterator[list[str]]:
+    began = at.counted("evergreen_swaps_total")
+    at.service.workers()[0].kill()
+    yield ["the other answers, and the dead one is replaced"]
+    eventually(lambda: at.counted("evergreen_swaps_total") > began, "a new worker serves")
 
 
 @contextlib.contextmanager
@@ -144,7 +152,8 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     "canary-raises": ("canary raises", canary_raises),
     "canary-nan": ("canary answers NaN", canary_nan),
     "shadow-hangs": ("shadow hangs", shadow_hangs),
-    "worker-killed": ("worker killed (-9)", worker_killed),
+    "worker-killed": ("one of two workers killed (-9)", worker_killed),
+    "service-killed": ("the only process killed (-9)", service_killed),
 }
 
 
@@ -162,6 +171,13 @@ def prepared(at: Scene, name: str) -> Iterator[str]:
         folder.mkdir(exist_ok=True)
         at.service.stop()
         at.service.start(["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=2m tmpfs "{folder}" && exec "$@"', "-"])
+        yield ""
+        at.service.stop()
+        at.service.start()
+    elif name == "worker-killed":
+        at.service.stop()
+        at.service.start(EVERGREEN_SERVING_WORKERS="2")
+        eventually(lambda: at.counted("evergreen_swaps_total") == len(at.service.workers()) == 2, "both workers serve")
         yield ""
         at.service.stop()
         at.service.start()

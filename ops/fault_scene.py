@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from ml.errors import EvergreenError
 from ops import environment
@@ -180,6 +181,11 @@ class Supervised:
     def kill(self) -> None:
         """``kill -9``; the supervisor notices."""
         os.kill(self.pid, signal.SIGKILL)
+
+    def workers(self) -> list[psutil.Process]:
+        """Its processes that answer, where there are several."""
+        children = psutil.Process(self.pid).children()
+        return [child for child in children if any("spawn_main" in word for word in child.cmdline())]
 
     def stop(self) -> float:
         """Asks it to end, for good; seconds until it has, or was killed after 30."""

@@ -34,6 +34,8 @@ from ops.open_loop import Load, Reply
 
 SETTLE = 10.0
 """Seconds after a fault in which the service may recover."""
+AT_ONCE = ("worker-killed", "service-killed")
+"""Faults that are over as soon as they have happened."""
 BASELINE = "fallback_baseline"
 PARTS = (*FAULTS, "swaps", "rollbacks")
 
@@ -70,12 +72,12 @@ def run(at: Scene, name: str, rate: float, seconds: float, version: Versions) ->
             began = time.monotonic()
             with fault(at, version) as notes:
                 time.sleep(seconds)
-                ended = began if name == "worker-killed" else time.monotonic()
+                ended = began if name in AT_ONCE else time.monotonic()
             mended = time.monotonic()
-            if name == "worker-killed":
+            if name in AT_ONCE:
                 eventually(at.service.ready, "it is back")
             _settle(load)
-            until = time.monotonic() if name == "worker-killed" else ended
+            until = time.monotonic() if name in AT_ONCE else ended
     row.note = notes[0]
     _fill(row, load.replies, began, until, ended)
     if "then a new champion" in notes:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,6 +29,7 @@ from ml.serving.openapi import document
 from ml.serving.predictor import PredictionError
 from ml.serving.schema import RequestError
 from ml.serving.service import NotReadyError, Service
+from ml.serving.telemetry import COUNTS
 
 SANDBOX = "EVERGREEN_SANDBOX"
 """Set to 1 for a smoke test: nothing is logged as a prediction, and ``POST /parity`` answers feature values."""
@@ -61,21 +67,44 @@ def create_app(fixed: Callable[[], Bundle] | None = None) -> FastAPI:
     return app
 
 
-def serve(host: str, port: int) -> None:
-    """Runs the service until SIGTERM or SIGINT: requests in flight end, the log is written, then it returns."""
+def serve(host: str, port: int, workers: int) -> None:
+    """Runs the service until SIGTERM or SIGINT: requests in flight end, the log is written, then it returns.
+
+    Args:
+        workers: processes that share the port; one that dies is replaced, and the others answer meanwhile.
+    """
     logs.configure()
-    uvicorn.run(
-        create_app(),
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        ws="none",
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+    with tempfile.TemporaryDirectory(prefix="evergreen-metrics-") as counts:
+        if workers > 1:
+            os.environ[COUNTS] = counts
+        uvicorn.run(
+            "ml.serving.app:worker" if workers > 1 else create_app(),
+            factory=workers > 1,
+            workers=workers,
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+
+
+def worker() -> FastAPI:
+    """The app in one of several processes; it ends with the process that began it."""
+    logs.configure()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, name="parent", daemon=True).start()
+    return create_app()
 
 
 def _probe_routes(app: FastAPI, service: Service) -> None:

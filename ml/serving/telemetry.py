@@ -1,12 +1,20 @@
-"""What the service counts, in Prometheus' format. One registry per app, so that two apps in a process do not mix."""
+"""What the service counts, in Prometheus' format. One registry per app, so that two apps in a process do not mix.
+
+Where several processes share the port, each counts in files of its own, and whichever is asked adds them up.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter as Tally
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+
+COUNTS = "PROMETHEUS_MULTIPROC_DIR"
+"""Names the folder of these files; the library reads it when it is imported."""
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -27,7 +35,11 @@ class Telemetry:
         self.swaps = self._counter("swaps", "models taken into service")
         self.refused = self._counter("bundles_refused", "bundles that failed verification or probe")
         self.manifest = Gauge(
-            "evergreen_manifest_version", "deployment manifest that is served", ["name"], registry=self.registry
+            "evergreen_manifest_version",
+            "deployment manifest that is served; of several processes, the last to follow",
+            ["name"],
+            registry=self.registry,
+            multiprocess_mode="livemin",
         )
         help_text = "time from body read to answer built"
         self.latency = Histogram("evergreen_request_seconds", help_text, buckets=BUCKETS, registry=self.registry)
@@ -53,7 +65,17 @@ class Telemetry:
                 self.filled.labels(view).inc(count)
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        if COUNTS not in os.environ:
+            return generate_latest(self.registry)
+        for path in Path(os.environ[COUNTS]).glob("gauge_live*.db"):
+            pid = int(path.stem.rpartition("_")[2])
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                multiprocess.mark_process_dead(pid)
+        together = CollectorRegistry()
+        multiprocess.MultiProcessCollector(together)
+        return generate_latest(together)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"evergreen_{name}", help_text, labels, registry=self.registry)

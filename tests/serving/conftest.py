@@ -55,13 +55,13 @@ def serve(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
 
 
 @contextlib.contextmanager
-def serve_process() -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+def serve_process(**settings: str) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
     """``evergreen serve`` as a process of its own, once it is ready, and a client of it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-c", "from ml.cli import main; main()", "serve"]
-    where = {"EVERGREEN_HOST": "127.0.0.1", "EVERGREEN_SERVING_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    where = {"EVERGREEN_HOST": "127.0.0.1", "EVERGREEN_SERVING_PORT": str(port), "PYTHONPATH": str(ROOT)} | settings
     process = subprocess.Popen(command, env=os.environ | where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 
 RATE, SECONDS = 60.0, 1.0
 FLAGGED = {"canary-raises": "fallback_champion", "canary-nan": "fallback_champion"}
-ELSEWHERE = {"worker-killed", "store-stopped", "store-slow", "disk-full"}
+ELSEWHERE = {"worker-killed", "service-killed", "store-stopped", "store-slow", "disk-full"}
 """Below; and in test_store_down and test_log, as these need the service started in another way."""
 
 
@@ -58,8 +58,16 @@ def test_fault__under_load__every_answer_is_valid(name: str, at: Scene, version:
         assert row.flags.get(FLAGGED[name], 0) > 0.1, row.flags
 
 
-def test_worker_killed__under_load__is_back_and_all_is_valid_again(at: Scene, version: Callable[[], str]) -> None:
+def test_worker_killed__of_two__only_what_it_was_at_is_lost_and_another_takes_its_place(
+    at: Scene, version: Callable[[], str]
+) -> None:
     row = run(at, "worker-killed", RATE, SECONDS, version)
+    assert (row.requests - row.valid * row.requests, row.mixed) <= (2, 0), row.problems
+    assert row.requests > 30
+
+
+def test_service_killed__under_load__is_back_and_all_is_valid_again(at: Scene, version: Callable[[], str]) -> None:
+    row = run(at, "service-killed", RATE, SECONDS, version)
     assert row.mixed == 0
     assert 0 < row.recovery < 30
     assert at.ask()["flags"] == []

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
+from ml.config import settings
 from ml.serving import manifest
 from ml.serving.log import FLUSH_SECONDS, read_online
 from tests.sample_bundle import EVENT_TIME, REQUEST, sample_bundle, stored
@@ -50,6 +52,30 @@ def test_sigterm__right_after_answers__all_of_them_are_in_the_log(service: tuple
     assert process.wait(15) in (0, -signal.SIGTERM)
     assert sorted(_logged()) == sorted(asked)
     assert len(asked) == ROWS
+
+
+@pytest.mark.usefixtures("workspace")
+def test_workers__two__count_together_log_all_and_end_with_the_process_that_began_them() -> None:
+    manifest.promote(stored(sample_bundle(), "1"), datetime(2013, 4, 1), "test", "", "key")
+    with serve_process(EVERGREEN_SERVING_WORKERS="2") as (process, client):
+        eventually(lambda: "evergreen_swaps_total 2.0" in client.get("/metrics").text)
+        asked = [answer for _ in range(20) for answer in _on_a_new_connection(client)]
+        shown = client.get("/metrics").text
+        assert f'evergreen_predictions_total{{cohort="champion",model_version="1"}} {len(asked)}.0' in shown
+        assert 'evergreen_manifest_version{name="flight_delay"} 1.0' in shown
+        workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+        assert len(workers) == 2
+        eventually(lambda: sorted(_logged()) == sorted(asked))
+        assert len(list((Path(settings().var) / "predictions" / "online").glob("*.jsonl"))) == 2  # both have answered
+        process.kill()
+        _, alive = psutil.wait_procs(workers, 20)
+        assert not alive
+    assert sorted(_logged()) == sorted(asked)
+
+
+def _on_a_new_connection(client: httpx.Client) -> list[str]:
+    found = httpx.post(client.base_url.join("/predict"), json=[REQUEST])
+    return [answer["entity_id"] for answer in found.json()]
 
 
 def test_sigkill__after_the_flush__what_was_answered_before_is_in_the_log(
