@@ -29,7 +29,7 @@ from ml.serving.openapi import document
 from ml.serving.predictor import PredictionError
 from ml.serving.schema import RequestError
 from ml.serving.service import NotReadyError, Service
-from ml.serving.telemetry import COUNTS
+from ml.serving.telemetry import COUNTS, SHARED
 
 SANDBOX = "EVERGREEN_SANDBOX"
 """Set to 1 for a smoke test: nothing is logged as a prediction, and ``POST /parity`` answers feature values."""
@@ -76,7 +76,7 @@ def serve(host: str, port: int, workers: int) -> None:
     logs.configure()
     with tempfile.TemporaryDirectory(prefix="evergreen-metrics-") as counts:
         if workers > 1:
-            os.environ[COUNTS] = counts
+            os.environ |= {COUNTS: counts, SHARED: "1"}
         uvicorn.run(
             "ml.serving.app:worker" if workers > 1 else create_app(),
             factory=workers > 1,
