@@ -8,10 +8,12 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from ml.config import settings
+from ml.features.assembly import Known
 from ml.features.online import Key, Payload, SQLiteStore, StoreDownError, open_store
 from ml.serving import hot
 from ml.serving.hot import HotFeatures
@@ -71,7 +73,10 @@ class Scripted:
             raise StoreDownError("gone", "")
         return self.tick, {key: self.values[key] for key in keys if key in self.values}
 
-    write = sizes = None  # type: ignore[assignment]  # of the protocol, and not called
+    def write(self, *_: object) -> NoReturn:
+        raise AssertionError("only read is asked for")
+
+    sizes = write
 
 
 def _read(features: HotFeatures, key: Key) -> datetime | None:
@@ -81,9 +86,15 @@ def _read(features: HotFeatures, key: Key) -> datetime | None:
     return arrived[0]
 
 
+def _held(features: HotFeatures, key: Key) -> Known:
+    found = features.lookup([key])
+    assert found is not None
+    return found
+
+
 def test_hot__asked_twice__read_once_and_again_when_the_tick_moves() -> None:
     scripted, key = Scripted(), ("plane", "N14228")
-    features = HotFeatures(scripted, 0.5)  # type: ignore[arg-type]
+    features = HotFeatures(scripted, 0.5)
     features.start()
     try:
         assert features.lookup([key]) is None
@@ -95,7 +106,7 @@ def test_hot__asked_twice__read_once_and_again_when_the_tick_moves() -> None:
         eventually(lambda: features.known.tick == scripted.tick)
         assert features.lookup([("plane", "N1")]) is None
         _read(features, key)
-        assert features.lookup([key]).found[key] == {"plane_year": 2001.0}  # type: ignore[union-attr]
+        assert _held(features, key).found[key] == {"plane_year": 2001.0}
     finally:
         features.stop()
 
@@ -106,7 +117,7 @@ def test_hot__values_mended_within_a_tick__read_again_in_turn(monkeypatch: pytes
     keys: list[Key] = [("plane", f"N{number}") for number in range(1000)]
     scripted, read_at_once = Scripted(), []
     scripted.values = {key: {"plane_year": 1999.0} for key in keys}
-    features = HotFeatures(scripted, 0.5)  # type: ignore[arg-type]
+    features = HotFeatures(scripted, 0.5)
     features.start()
     try:
         arrived: list[datetime | None] = []
@@ -123,14 +134,14 @@ def test_hot__values_mended_within_a_tick__read_again_in_turn(monkeypatch: pytes
 
 def test_hot__store_gone__what_was_read_still_answers_and_nobody_waits() -> None:
     scripted, key = Scripted(), ("plane", "N14228")
-    features = HotFeatures(scripted, 0.5)  # type: ignore[arg-type]
+    features = HotFeatures(scripted, 0.5)
     features.start()
     try:
         _read(features, key)
         scripted.tick = None  # its file was removed
         eventually(lambda: not features.trusted)
-        assert features.lookup([key]).tick == TICK  # type: ignore[union-attr]
-        assert features.lookup([("plane", "N1")]).tick is None  # type: ignore[union-attr]
+        assert _held(features, key).tick == TICK
+        assert _held(features, ("plane", "N1")).tick is None
         scripted.tick = TICK
         eventually(lambda: features.trusted)
         assert features.lookup([("plane", "N1")]) is None
