@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ml.config import ROOT
-from ops import bench_serving
+from ops import bench_serving, serving_turns
 from ops.load import Point, offer, post
+from ops.serving_case import Case
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy"
@@ -166,6 +171,29 @@ def test_report__ratios_are_ours_to_theirs(capsys: pytest.CaptureFixture[str]) -
     broken = bench_serving.Result(results[1].contender, problem="it does not start")
     assert bench_serving.summary([results[0], broken])
     assert "mlflow was not measured: it does not start" in capsys.readouterr().out
+
+
+def test_in_turns__each_server_is_asked_at_each_rate_in_each_round(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def offered(port: int, requests: list[bytes], rate: float, count: int, seed: int = 0) -> Point:
+        asked.append((port, rate))
+        return offer(port, requests, rate, min(count, 50), seed=seed)
+
+    monkeypatch.setattr(serving_turns, "offer", offered)
+    case = Case(tmp_path, b"", [{}], [{"a": 1.0}], np.zeros(1), np.zeros(1), ["a"], [], "echo")
+    echo = next(c for c in bench_serving.contenders.CONTENDERS if c.name == "echo")
+    cores = os.sched_getaffinity(0)
+    serving_turns.in_turns([echo, replace(echo, name="other")], case, min(cores), [100.0, 200.0], 2, 1000.0)
+    ports = list(dict.fromkeys(port for port, _ in asked))
+    assert asked[2:] == [(port, rate) for _ in range(2) for rate in (100.0, 200.0) for port in ports], "after a warm-up of each"
+    assert os.sched_getaffinity(0) == cores
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| 100", "| 200"))]
+    assert [row[:2] for row in rows] == [[f"| {rate}", name] for rate in ("100", "200") for name in ("echo", "other")]
+    for row in rows:
+        assert 0 < float(row[2]) <= float(row[3]) and row[4] == "2 of 2" and float(row[5]) > 0 and row[6].startswith("0")
 
 
 def test_bench_serving__teaches_and_refuses_an_unknown_contender() -> None:
