@@ -53,10 +53,12 @@ format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 test: $(STAMP)  ## all tests, with coverage of ml/
-	$(BIN)/python -m pytest --cov=ml --cov-report=term:skip-covered
+	@# two at a time; those that start servers, or look at the clock, have both cores afterwards
+	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile --cov=ml --cov-report=
+	$(BIN)/python -m pytest -m e2e --cov=ml --cov-append --cov-report=term:skip-covered
 
 test-fast: $(STAMP)  ## without the tests that start servers
-	$(BIN)/python -m pytest -m "not e2e"
+	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile
 
 demo: $(STAMP)  ## the whole story on real data, with visible progress; starts clean, leaves the services up
 	@$(BIN)/python -m ops.demo
