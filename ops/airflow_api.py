@@ -20,6 +20,7 @@ POLL_SECONDS = 0.3
 OVER = {"success", "failed", "skipped", "upstream_failed", "removed"}
 PATIENCE_SECONDS = 300.0
 """A run in which no task ends for this long is stuck: no step of the demo or of a test takes as long."""
+BUSY_SECONDS = 60.0
 LOG_LINES = 15
 
 
@@ -72,10 +73,17 @@ class Airflow:
     def trigger(self, dag: str, logical_date: datetime | None = None, conf: dict[str, Any] | None = None) -> str:
         """Starts a run and returns its id; `logical_date` (UTC) is the end of a scheduled run's data interval."""
         body = {"logical_date": f"{logical_date:%Y-%m-%dT%H:%M:%S}Z" if logical_date else None, "conf": conf or {}}
-        answer = self.http.post(f"/dags/{dag}/dagRuns", json=body)
+        answer = self.post(f"/dags/{dag}/dagRuns", body)
         if answer.is_error:
             raise EvergreenError(f"{dag} was not started: {answer.status_code} {answer.text[:500]}", "see the message")
         return str(answer.json()["dag_run_id"])
+
+    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        """Asks again for a while where the server is busy (503: its SQLite was locked; nothing was done)."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while (answer := self.http.post(path, json=body)).status_code == 503 and time.monotonic() < deadline:
+            time.sleep(1)
+        return answer
 
     def run_ids(self, dag: str) -> set[str]:
         return {run["dag_run_id"] for run in self._get(f"/dags/{dag}/dagRuns", limit=100, order_by="-run_after")["dag_runs"]}

@@ -76,7 +76,7 @@ def test_train__of_which_fit_was_killed_registers_one_version(airflow: Airflow, 
     assert links["Evaluation report"].endswith(f"/runs/{version['run_id']}/artifacts/report.html")
 
     cleared = {"dry_run": False, "task_ids": ["register"], "dag_run_id": run_id, "reset_dag_runs": True, "only_failed": False}
-    airflow.http.post("/dags/train/clearTaskInstances", json=cleared).raise_for_status()
+    airflow.post("/dags/train/clearTaskInstances", cleared).raise_for_status()
     airflow.follow("train", run_id)
     assert _instance(airflow, "train", run_id, "register")["try_number"] == 2
     assert _versions(place) == "['1']"
@@ -187,7 +187,7 @@ def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, 
 def _backfill(airflow: Airflow, dag: str, logical_date: str) -> None:
     body = {"dag_id": dag, "from_date": logical_date, "to_date": logical_date, "reprocess_behavior": "none"}
     body |= {"max_active_runs": 1, "run_backwards": False, "dag_run_conf": {}}
-    airflow.http.post("/backfills", json=body).raise_for_status()
+    airflow.post("/backfills", body).raise_for_status()
 
 
 def _events(airflow: Airflow, asset: str) -> list[tuple[str, str]]:
