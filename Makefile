@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast demo bench-features bench-tuning bench-gates bench-canary bench-serving fault-table api-cases up down status
+.PHONY: help setup lock lint format test test-fast test-browser demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-pages fault-table api-cases up down status
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -52,16 +52,21 @@ format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(STAMP)  ## all tests, with coverage of ml/
-	@# two at a time; those that start servers, or look at the clock, have both cores afterwards
-	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile --cov=ml --cov-report=
-	$(BIN)/python -m pytest -m e2e --cov=ml --cov-append --cov-report=term:skip-covered
+test: $(STAMP)  ## all tests but those in a browser, with coverage of ml/
+	@# three at a time on two cores: those that start servers wait much of the time
+	$(BIN)/python -m pytest --ignore tests/browser -n 3 --dist loadfile --no-loadscope-reorder --cov=ml --cov-report=term:skip-covered
 
 test-fast: $(STAMP)  ## without the tests that start servers
 	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile
 
+test-browser: $(STAMP)  ## the pages in a real browser (needs Debian's chromium); some minutes
+	$(BIN)/python -m pytest tests/browser
+
 demo: $(STAMP)  ## the whole story on real data, with visible progress; starts clean, leaves the services up
 	@$(BIN)/python -m ops.demo
+
+screenshots: $(STAMP)  ## pictures for the docs, of what `make demo` left running
+	@$(BIN)/python -m ops.screenshots
 
 bench-features: $(STAMP)  ## the feature store beside its alternatives; some minutes
 	@$(BIN)/python -m ops.bench_features
@@ -75,8 +80,23 @@ bench-gates: $(STAMP)  ## how often the gate errs, on the shipped year: false pr
 bench-canary: $(STAMP)  ## what a canary stops, and how soon, on the shipped year; some minutes
 	@$(BIN)/python -m ops.bench_canary --picture docs/canary.png
 
+bench-drift: $(STAMP)  ## what a day of drift costs, on day 2 and day 365, and beside Evidently; some minutes
+	@$(BIN)/python -m ops.bench_drift
+
+bench-harm: $(STAMP)  ## how often the test of harm errs, and how soon it sees harm, on the shipped year; some minutes
+	@$(BIN)/python -m ops.bench_harm --picture docs/harm.png
+
+bench-estimate: $(STAMP)  ## how right estimated performance is on the shipped year, and when it says that it is not; some minutes
+	@$(BIN)/python -m ops.bench_estimate --picture docs/estimated-performance.png
+
+bench-backfills: $(STAMP)  ## a month of backfills of each DAG beside a nightly: do they move anything; an hour (DAYS=3 for a short one)
+	@$(BIN)/python -m ops.bench_backfills --days $(or $(DAYS),30)
+
 bench-serving: $(STAMP)  ## the service beside BentoML, MLflow and plain FastAPI: highest rate with p99 of 10 ms; 20 minutes
 	@$(BIN)/python -m ops.bench_serving
+
+bench-pages: $(STAMP)  ## the Models pages after ten days and after a year: time and queries of each; two minutes
+	@$(BIN)/python -m ops.bench_pages
 
 fault-table: $(STAMP)  ## the service under load while things break, 500 hot swaps and 10 rollbacks; some minutes
 	@$(BIN)/python -m ops.faults

@@ -5,24 +5,35 @@ Nothing here does work: a task imports its step inside the callable and calls it
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from datetime import time as clock
 from typing import Any, get_type_hints
 
 import pendulum
-from airflow.sdk import Asset, AssetAlias, BaseOperatorLink, CronDataIntervalTimetable, Param, get_current_context
+from airflow.sdk import (
+    Asset,
+    AssetAlias,
+    CronDataIntervalTimetable,
+    Param,
+    get_current_context,
+)
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.errors import ConfigError, EvergreenError, NothingToDo, SnapshotError, StaleWriteError
-from ml.refs import Ref, VersionRef, Window
+from ml.refs import Ref, VersionRef, Window, naive_utc, run_key
+from ml.settings import settings
+from plugins.alerting import failed
 
 RAW_DATA = Asset("raw_data")
 RAW_DATA_UNLESS_BACKFILL = AssetAlias("raw_data_unless_backfill")
@@ -35,7 +46,7 @@ Json = dict[str, Any]
 """A reference as it travels through XCom."""
 
 DEFAULT_ARGS: dict[str, Any] = {
-    "owner": "data-team",
+    "owner": load_params().card.owner,
     "retries": 3,
     "retry_delay": timedelta(seconds=10),  # 10, 20, 40 s: rides out a lock or a restart, not an outage
     "retry_exponential_backoff": 2.0,
@@ -43,12 +54,27 @@ DEFAULT_ARGS: dict[str, Any] = {
     "execution_timeout": timedelta(minutes=30),
 }
 
+log = logging.getLogger(__name__)
 _SCHEDULE = load_params().schedule
+LATE = AsyncCallback("plugins.alerting.late")
+
+TAGS = {"evergreen": "all DAGs of this repository", "data": "brings data and features", "model": "makes, releases or uses models"}
+"""The closed set of tags, and what they mean."""
+NOTE = "run_note"
+"""The XCom key of which ``plugins/run_notes.py`` makes the run's note; the newest one of a run counts."""
 
 
-def dag_args(*tags: str, deadline: timedelta = timedelta(hours=2)) -> dict[str, Any]:
-    """What every DAG is given. The dates bound scheduled runs only: manual, REST and asset-triggered runs are always possible."""
+def dag_args(*tags: str, deadline: timedelta = timedelta(hours=2), name: str = "") -> dict[str, Any]:
+    """What every DAG is given. The dates bound scheduled runs only: manual, REST and asset-triggered runs are always possible.
+
+    Args:
+        tags: beside the project's own.
+        deadline: when a run is stopped as failed.
+        name: the DAG's id, by which `alerts.late_after_minutes` says when people hear that a run is late.
+    """
     return {
+        "on_failure_callback": failed,
+        "deadline": _late_after(name),
         "start_date": pendulum.instance(datetime.combine(_SCHEDULE.start, clock.min, UTC)),
         "end_date": pendulum.instance(datetime.combine(_SCHEDULE.end, clock.max, UTC)) if _SCHEDULE.end else None,
         "catchup": _SCHEDULE.catchup,
@@ -59,20 +85,72 @@ def dag_args(*tags: str, deadline: timedelta = timedelta(hours=2)) -> dict[str, 
     }
 
 
+def _late_after(name: str) -> DeadlineAlert | None:
+    """Counted from when a run is queued: also one that no worker takes is late, and one by hand has no time of its own.
+
+    The interval is a number of seconds, as Airflow before 3.2 had it and later ones read it: with a timedelta, Airflow 3.3 answers
+    500 to whoever clears a task of a failed run whose deadline is still ahead, since it adds up what it stored as a number.
+    """
+    minutes = getattr(load_params().alerts.late_after_minutes, name, None)
+    if not minutes:
+        return None
+    seconds: Any = minutes * 60.0
+    return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, seconds, LATE, name=f"{name} is late")
+
+
 def cron(expression: str) -> CronDataIntervalTimetable:
     """A timetable whose runs have real data intervals (Airflow's default cron has empty ones), in UTC."""
     return CronDataIntervalTimetable(expression, timezone=pendulum.timezone("UTC"))
 
 
-def date_param(title: str, description: str) -> Param:
-    return Param(None, type=["null", "string"], format="date", title=title, description_md=description)
+TIME = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?(Z|[+-]\d{2}:?\d{2})?$"
+"""JSON schema's own ``date-time`` demands an offset; here a time without one is UTC."""
 
 
-def time_param(
-    title: str = "As of (UTC)",
-    description: str = "What was not known then is invisible. Empty: the end of the run's data interval.",
-) -> Param:
-    return Param(None, type=["null", "string"], format="date-time", title=title, description_md=description)
+def days_params(verb: str, empty: str) -> dict[str, Param]:
+    """The two fields of a form that name days.
+
+    Args:
+        verb: what is done with them.
+        empty: what is done when they are left empty.
+    """
+    shared: dict[str, Any] = {"type": ["null", "string"], "format": "date", "section": "Which days"}
+    first = f"First data day to {verb}. Empty, both: {empty}."
+    return {
+        "start": Param(None, title="First day", description_md=first, **shared),
+        "end": Param(None, title="End", description_md=f"The day **after** the last one to {verb}.", **shared),
+    }
+
+
+def time_param(description: str = "What was not known then is invisible. Empty: the end of the run's data interval.") -> Param:
+    """The field of a form that names a moment."""
+    return Param(
+        None,
+        type=["null", "string"],
+        format="date-time",
+        pattern=TIME,
+        title="As of (UTC)",
+        description_md=f"{description} Written `2013-04-18T03:00:00`; without an offset it is UTC.",
+        section="As of when",
+    )
+
+
+def check_asked(asked: Mapping[str, Any]) -> None:
+    """Whether what was filled in fits together, which no field's own schema can say.
+
+    Raises:
+        ConfigError: a time is none, only one of *start* and *end* is given, or they are in the wrong order.
+    """
+    start, end = asked.get("start"), asked.get("end")
+    if bool(start) != bool(end):
+        raise ConfigError(f"start={start}, end={end}: only one of the two was given", "fill in both; end is not included")
+    try:
+        if start and date.fromisoformat(str(start)) >= date.fromisoformat(str(end)):
+            raise ConfigError(f"start={start} is not before end={end}", "end is the day after the last day")
+        if asked.get("as_of"):
+            naive_utc(datetime.fromisoformat(str(asked["as_of"])))
+    except ValueError as error:
+        raise ConfigError(f"{dict(asked)}: {error}", "write days as 2013-04-18 and times as 2013-04-18T03:00:00") from None
 
 
 @dataclass(frozen=True)
@@ -98,7 +176,7 @@ class Occasion:
             ConfigError: it would be the present, and the source ended before.
         """
         if self.asked.get("as_of"):
-            return naive_utc(self.asked["as_of"])
+            return naive_utc(datetime.fromisoformat(self.asked["as_of"]))
         if asked := self.window():
             return datetime.combine(asked.end, clock(self.hour))
         if self.interval:
@@ -113,8 +191,6 @@ class Occasion:
     def window(self) -> Window | None:
         """The days asked for by `start` and `end`, if they were."""
         start, end = self.asked.get("start"), self.asked.get("end")
-        if bool(start) != bool(end):
-            raise ConfigError(f"start={start}, end={end}: only one of the two was given", "fill in both; end is not included")
         return Window(start=start, end=end) if start else None
 
     def interval_window(self) -> Window:
@@ -137,17 +213,31 @@ def occasion(hour: int = 0, context: Any = None) -> Occasion:
     extras = [event.extra or {} for events in (context.get("triggering_asset_events") or {}).values() for event in events]
     newest = max(extras, key=lambda extra: str(extra.get("as_of", "")), default={})
     asked = newest | {name: value for name, value in context["params"].items() if value is not None}
-    kinds = {"scheduled": "schedule", "asset_triggered": "request", "backfill": "backfill"}
+    check_asked(asked)
     identity = newest.get("key") or f"{run.dag_id}/{run.run_id}"  # a request that is sent twice asks for one model
     start, end = run.data_interval_start, run.data_interval_end
     return Occasion(
-        trigger=kinds.get(str(getattr(run.run_type, "value", run.run_type)), "manual"),
-        run_key=hashlib.sha256(identity.encode()).hexdigest()[:16],
+        trigger=trigger_of(run),
+        run_key=run_key(identity),
         asked=asked,
         interval=(naive_utc(start), naive_utc(end)) if start and end and start < end else None,
         run_after=naive_utc(run.run_after),
         hour=hour,
     )
+
+
+def trigger_of(run: Any) -> str:
+    """``schedule``, ``request``, ``manual`` or ``backfill``."""
+    from ml import runs
+
+    return runs.trigger_of(run.run_type)
+
+
+def say(what: str) -> None:
+    """Makes a sentence the run's note, which people read in the list of runs; a later one of the same run replaces it."""
+    context: Any = get_current_context()
+    backfill = trigger_of(context["dag_run"]) == "backfill"
+    context["ti"].xcom_push(key=NOTE, value=f"Backfill: {what}" if backfill else what)
 
 
 def asked_version() -> VersionRef:
@@ -171,13 +261,6 @@ def responder(answer: Json) -> str:
     return str((answer.get("responded_by_user") or {}).get("name") or "")
 
 
-def naive_utc(moment: str | datetime) -> datetime:
-    """A time without a zone, in UTC; without an offset it is taken as UTC."""
-    parsed = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-    parsed = parsed.astimezone(UTC).replace(tzinfo=None) if parsed.tzinfo else parsed
-    return datetime(*parsed.timetuple()[:6], parsed.microsecond)  # a plain datetime, also from a pendulum one
-
-
 def call(name: str, *arguments: Any) -> Any:
     """Runs the step of this name in `ml.steps`: XCom's plain values become the references that its signature names, and back."""
     from ml import steps
@@ -199,9 +282,12 @@ def step() -> Iterator[None]:
 
     ``NothingToDo`` → skipped; an `EvergreenError` that another try cannot cure → failed at once; anything else → retried.
     """
+    from ml import ledger
+
     began, started, outcome = time.time(), time.perf_counter(), "failed"
     try:
-        yield
+        with ledger.acting(_actor()):
+            yield
         outcome = "success"
     except NothingToDo as reason:
         outcome = "skipped"
@@ -211,7 +297,27 @@ def step() -> Iterator[None]:
             raise
         raise AirflowFailException(str(error)) from error
     finally:
+        if outcome == "failed" and (problem := sys.exc_info()[1]):
+            _say_why(problem)
         _note(outcome, began, time.perf_counter() - started)
+
+
+def _actor() -> str:
+    """Whom the running task acts for, as the ledger notes it."""
+    from ml import ledger, runs
+
+    run: Any = get_current_context().get("dag_run")
+    return runs.actor(run.run_type, run.triggering_user_name) if run else ledger.NOBODY
+
+
+def _say_why(problem: BaseException) -> None:
+    """For the run's note, the ledger and the alert: see `plugins.run_notes`."""
+    from ml import runs
+
+    try:
+        get_current_context()["ti"].xcom_push(key="why", value=runs.why(problem))
+    except Exception:  # the task's own error must come through
+        log.exception("why the task failed cannot be said by XCom; the task's log has it")
 
 
 def curable(error: EvergreenError) -> bool:
@@ -220,21 +326,6 @@ def curable(error: EvergreenError) -> bool:
     return isinstance(error, StaleWriteError | SnapshotError) or (
         isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
     )
-
-
-class ReportLink(BaseOperatorLink):
-    """The button on task `register` that opens the candidate's evaluation report."""
-
-    name = "Evaluation report"
-
-    def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """Runs in the worker, after the task; without a version (the task failed) MLflow's first page."""
-        from airflow.sdk.execution_time.xcom import XCom
-
-        from ml import tracking
-
-        version = XCom.get_value(ti_key=ti_key, key="return_value") or {}
-        return tracking.page(version.get("run_id"), "report.html")
 
 
 def _note(outcome: str, began: float, seconds: float) -> None:

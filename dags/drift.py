@@ -7,30 +7,16 @@ from typing import Any
 from airflow.sdk import dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags.common import RETRAIN_REQUEST, Json, call, cron, dag_args, occasion, step, time_param
+from dags.common import RETRAIN_REQUEST, Json, call, cron, dag_args, occasion, say, step, time_param
+from dags.links import DriftReportLink
+from dags.words import words
 
-DOC = """
-### drift: is the champion still good?
-
-**What** — daily at 05:00 UTC: `monitor` joins predictions with the labels that have matured and measures drift per feature and realised
-quality, `decide` applies the policy (every verdict with its reasons is in the ledger), `request_retrain` emits asset `retrain_request` with
-the reason, which starts `train`.
-
-**Who is called** — the data team, on *failed*. *Skipped* `request_retrain` is the policy's "no": nothing is wrong.
-
-| task failed | it means | do |
-|---|---|---|
-| `monitor` | there is no champion yet, or the day was not landed | run `ingest` or `train` first; clear the task |
-| `skew` | served features are not what landed data gives; the message names the worst and an example | `evergreen ledger --kind skew`; late data, other request fields, or other feature code. Retraining is not held up |
-| `decide` | the ledger does not answer | check `EVERGREEN_LEDGER`; clear the task |
-
-A backfill measures and decides, and never asks for a retrain.
-"""
+WORDS = words("drift")
 
 
-@dag(schedule=cron("0 5 * * *"), doc_md=DOC, params={"as_of": time_param()}, **dag_args("model"))
+@dag("drift", schedule=cron("0 5 * * *"), params={"as_of": time_param()}, **WORDS.dag(), **dag_args("model", name="drift"))
 def drift() -> None:
-    @task
+    @task(**WORDS.task("monitor"))
     def monitor() -> Json:
         from ml import steps
 
@@ -38,24 +24,23 @@ def drift() -> None:
             as_of = occasion().as_of
             return steps.monitor(as_of.date(), as_of).to_xcom()
 
-    @task
+    @task(**WORDS.task("decide"))
     def decide(monitored: Json) -> Json:
-        return call("decide", monitored)
+        watched: Json = call("decide", monitored, occasion().trigger)
+        say(watched["note"])
+        return watched
 
-    @task(outlets=[RETRAIN_REQUEST])
-    def request_retrain(decision: Json, *, outlet_events: Any) -> None:
-        when = occasion()
-        if decision["verdict"] != "retrain":
-            raise AirflowSkipException(f"{decision['verdict']}: {decision['reason']}")
-        if when.trigger == "backfill":
-            raise AirflowSkipException("a backfill asks for nothing")
+    @task(**WORDS.task("request_retrain"), outlets=[RETRAIN_REQUEST])
+    def request_retrain(watched: Json, *, outlet_events: Any) -> None:
+        if not watched["request"]:
+            raise AirflowSkipException(watched["note"])
         outlet_events[RETRAIN_REQUEST].extra = {
-            "reason": decision["reason"],
-            "as_of": when.as_of.isoformat(),
-            "key": f"request/{when.run_key}",
+            "reason": watched["decision"]["reason"],
+            "as_of": watched["as_of"],
+            "key": watched["request"],
         }
 
-    @task
+    @task(**WORDS.task("skew"))
     def skew() -> Json:
         from ml import steps
 
@@ -64,7 +49,9 @@ def drift() -> None:
             return steps.skew(as_of.date(), as_of).to_xcom()
 
     skew()
-    request_retrain(decide(monitor()))
+    decided = decide(monitor())
+    decided.operator.operator_extra_links = (DriftReportLink(),)
+    request_retrain(decided)
 
 
 DRIFT = drift()

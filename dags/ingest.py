@@ -6,62 +6,62 @@ from typing import Any
 
 from airflow.sdk import TriggerRule, dag, task
 
-from dags.common import RAW_DATA, RAW_DATA_UNLESS_BACKFILL, Json, call, cron, dag_args, date_param, occasion, step, time_param
+from dags.common import (
+    RAW_DATA,
+    RAW_DATA_UNLESS_BACKFILL,
+    Json,
+    call,
+    cron,
+    dag_args,
+    days_params,
+    occasion,
+    say,
+    step,
+    time_param,
+)
+from dags.links import DataDocsLink
+from dags.words import words
 
-DOC = """
-### ingest: one interval of the source, landed, checked and versioned
-
-**What** — day D arrives at D+1 02:00 UTC: `land` reads it (and the days before it again, whose outcomes arrive late), `validate` runs the
-expectation suite, `snapshot` writes a new version of the raw data and pushes it (asset `raw_data`). `data_docs` builds the readable report.
-
-**Who is called** — the data team, on *failed*. Nothing downstream runs on data that did not pass.
-
-| task failed | it means | do |
-|---|---|---|
-| `land` | the source cannot be read, or a file or column is not as declared | the message names it; mend the source, clear the task |
-| `validate` | rows broke a rule; they are in `data/quarantine`, good days are in place | read the message or Data Docs; mend the source, clear `land` |
-| `snapshot` | the DVC remote does not answer | check `EVERGREEN_DVC_REMOTE`; clear the task, nothing is lost |
-| `data_docs` | the report could not be built; the data is fine | clear it whenever you like |
-
-**By hand** — give *start* and *end* to land any interval as one run; landing the same bytes again makes no new version.
-"""
+WORDS = words("ingest")
 
 
 @dag(
+    "ingest",
     schedule=cron("0 2 * * *"),
-    doc_md=DOC,
-    params={
-        "start": date_param("First day", "First data day to land. Empty: the run's data interval."),
-        "end": date_param("End", "The day after the last one to land."),
-        "as_of": time_param(description="When the source was asked. Empty: 02:00 on *end*, or the interval's end."),
-    },
-    **dag_args("data"),
+    params=days_params("land", "the run's data interval")
+    | {"as_of": time_param("When the source was asked. Empty: 02:00 on *end*, or the interval's end.")},
+    **WORDS.dag(),
+    **dag_args("data", name="ingest"),
 )
 def ingest() -> None:
-    @task
+    @task(**WORDS.task("land"))
     def land() -> Json:
         from ml import steps
 
         with step():
             when = occasion(hour=2)
-            return steps.land(when.interval_window(), when.as_of).to_xcom()
+            # the days of a backfill are landed at the same time, and in any order
+            return steps.land(when.interval_window(), when.as_of, when.trigger == "backfill").to_xcom()
 
-    @task
+    @task(**WORDS.task("validate"))
     def validate(landing: Json) -> Json:
         return call("validate", landing)
 
-    @task(outlets=[RAW_DATA_UNLESS_BACKFILL])
-    def snapshot(*, outlet_events: Any) -> Json:
+    @task(**WORDS.task("snapshot"), outlets=[RAW_DATA_UNLESS_BACKFILL])
+    def snapshot(landing: Json, validated: Json, *, outlet_events: Any) -> Json:
         from ml import steps
 
         with step():
             when = occasion(hour=2)
             version = steps.snapshot(when.as_of).to_xcom()
+        counts = ", ".join(f"{count:,} {table}" for table, count in sorted(validated["rows"].items()))
+        days = f"{landing['window']['start']} until {landing['window']['end']}"
+        say(f"{days}: {counts} rows landed (late outcomes of the days before included), none quarantined")
         if when.trigger != "backfill":
             outlet_events[RAW_DATA_UNLESS_BACKFILL].add(RAW_DATA, extra={"digest": version["digest"], "as_of": version["as_of"]})
         return version
 
-    @task(trigger_rule=TriggerRule.ALL_DONE)
+    @task(**WORDS.task("data_docs"), trigger_rule=TriggerRule.ALL_DONE)
     def data_docs(landing: Json | None) -> str:
         from ml import steps
         from ml.errors import NothingToDo
@@ -75,7 +75,11 @@ def ingest() -> None:
 
     landed = land()
     validated = validate(landed)
-    validated >> [snapshot(), data_docs(landed)]
+    docs = data_docs(landed)
+    for task_with_pages in (validated, docs):
+        task_with_pages.operator.operator_extra_links = (DataDocsLink(),)
+    snapshot(landed, validated)
+    validated >> docs
 
 
 INGEST = ingest()

@@ -6,35 +6,31 @@ from datetime import timedelta
 
 from airflow.sdk import dag, task
 
-from dags.common import cron, dag_args, occasion, step, time_param
+from dags.common import cron, dag_args, occasion, say, step, time_param
+from dags.words import words
 
-DOC = """
-### online: features for serving, each hour
-
-**What** — hourly: `materialise` computes the history features known at the tick at or before *as of* and writes them to the online store,
-by the same code that training uses.
-
-**Who is called** — the data team, on *failed*. Meanwhile the service answers with the last features it has, and says how old they are.
-
-| task failed | it means | do |
-|---|---|---|
-| `materialise` | the raw data or the online store cannot be read | check `EVERGREEN_DATA`, `EVERGREEN_ONLINE`; clear the task |
-"""
+WORDS = words("online")
 
 
 @dag(
+    "online",
     schedule=cron("0 * * * *"),
-    doc_md=DOC,
     params={"as_of": time_param()},
+    allowed_run_types=["scheduled", "manual", "operator_triggered"],  # a backfill could only set the store back
+    **WORDS.dag(),
     **dag_args("data", deadline=timedelta(minutes=30)),
 )
 def online() -> None:
-    @task
+    @task(**WORDS.task("materialise"))
     def materialise() -> int:
         from ml import steps
 
         with step():
-            return steps.materialise(occasion().as_of)
+            as_of = occasion().as_of
+            rows = steps.materialise(as_of)
+        moment = f"{as_of:%Y-%m-%d %H:%M}"
+        say(f"{rows:,} values as of {moment}" if rows else f"nothing was written: the store holds a later tick than {moment}")
+        return rows
 
     materialise()
 

@@ -9,32 +9,13 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param, PokeReturnValue, TriggerRule, dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags.common import CANDIDATE, CHAMPION, Json, asked_version, dag_args, occasion, responder, step, time_param
+from dags.common import CANDIDATE, CHAMPION, Json, asked_version, dag_args, occasion, responder, say, step, time_param
+from dags.links import VERSION_LINKS
+from dags.words import words
 from ml.config import load_params
 
-DOC = """
-### release: from candidate to champion
+WORDS = words("release")
 
-**What** — runs when `train` announces a candidate (asset `candidate`). `smoke` boots the packaged service and compares its answers with the
-recorded ones. `canary` gives it growing shares of the live traffic (`release.steps`) and judges it at each; a refused one is taken out at once.
-`promote` moves the deployment manifest by compare-and-set, and the alias (asset `champion`). The service follows the manifest.
-
-**Who is asked** — with `release.approval`, `approve` before any traffic; `ask` when a canary has no verdict after `release.max_hours`. No answer
-means no. Under *Required actions*. The ledger notes who said what (`evergreen ledger --kind canary`).
-
-**Who is called** — the data team, on *failed*. Until `promote` has succeeded the old champion serves. Versions marked `backfill` are refused.
-A candidate that the canary or a person refuses is no failure: `promote` is skipped, and its log says why.
-
-| task failed | it means | do |
-|---|---|---|
-| `smoke` | the package does not start, or answers otherwise than when it was built | do not promote it; read the log, train again |
-| `approve` | the question could not be put | clear the task |
-| `canary` | another canary or an experiment is in the way, or log or registry does not answer | read its log; clear the task: it goes on where it was |
-| `ask` | the question could not be put; the canary keeps its share | clear the task, or `evergreen rollback` |
-| `promote` | somebody else moved the champion meanwhile, or the registry does not answer | clear the task: it reads the state anew |
-
-**By hand** — give *version* to release a registered version again. Runbooks: docs/runbooks/deploy.md, docs/runbooks/rollback.md.
-"""
 LIMITS = load_params().release
 CANARY_TIME = timedelta(hours=1 + LIMITS.max_hours * len(LIMITS.steps))
 ANSWER_TIME = timedelta(hours=LIMITS.approval_hours)
@@ -48,21 +29,33 @@ def _only_when_inconclusive(context: Any) -> None:
 
 
 @dag(
+    "release",
     schedule=[CANDIDATE],
-    doc_md=DOC,
     params={
         "version": Param(
-            None, type=["null", "string", "object"], title="Version", description_md="Number of a registered version."
+            None,
+            type=["null", "string", "object"],
+            pattern="^[1-9][0-9]*$",
+            title="Version",
+            description_md="Number of a registered version, as MLflow shows it. Those of backfills are refused.",
+            section="What to release",
         ),
-        "as_of": time_param(description="The moment written beside the promotion; fill it in when you release by hand."),
+        "as_of": time_param("The moment written beside the promotion; fill it in when you release by hand."),
         "skip_canary": Param(
-            None, type=["null", "string"], title="Skip the canary", description_md="Emergencies only: why? Noted in the ledger."
+            None,
+            type=["null", "string"],
+            minLength=10,
+            maxLength=500,
+            title="Skip the canary",
+            description_md="Emergencies only: a sentence that says why. It is noted in the ledger. Empty: the canary is run.",
+            section="Emergency",
         ),
     },
+    **WORDS.dag(),
     **dag_args("model", deadline=timedelta(hours=2) + CANARY_TIME + 2 * ANSWER_TIME),
 )
 def release() -> None:
-    @task
+    @task(**WORDS.task("smoke"))
     def smoke() -> Json:
         from ml import steps
         from ml.errors import EvergreenError
@@ -73,7 +66,7 @@ def release() -> None:
                 raise EvergreenError(f"the package failed its smoke test: {decision.reason}", "read the checks in the ledger")
             return decision.to_xcom()
 
-    @task.sensor(mode="reschedule", poke_interval=5, timeout=CANARY_TIME.total_seconds())
+    @task.sensor(**WORDS.task("canary"), mode="reschedule", poke_interval=5, timeout=CANARY_TIME.total_seconds())
     def canary(*, ti: Any) -> PokeReturnValue:
         from ml import steps
 
@@ -81,10 +74,12 @@ def release() -> None:
             when, answer = occasion(), ti.xcom_pull(task_ids="approve") or NOT_ASKED
             said, skip = answer["chosen_options"][0], when.asked.get("skip_canary") or ""
             state = steps.canary(asked_version(), when.as_of, skip, said, responder(answer))
+            if state.verdict != "running":
+                say(f"v{state.version}: canary {state.verdict}: {state.reason}")
             return PokeReturnValue(state.verdict != "running", state.to_xcom())
 
     ask = HITLOperator(
-        task_id="ask",
+        **WORDS.task("ask"),
         subject="The canary has no verdict: promote it?",
         body="{{ ti.xcom_pull(task_ids='canary')['reason'] }}",
         options=["promote", "roll back"],
@@ -93,22 +88,30 @@ def release() -> None:
         pre_execute=_only_when_inconclusive,
     )
 
-    @task(outlets=[CHAMPION], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+    @task(**WORDS.task("promote"), outlets=[CHAMPION], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
     def promote(*, ti: Any, outlet_events: Any) -> int:
         from ml import steps
+        from ml.errors import NothingToDo
 
         with step():
             version, as_of = asked_version(), occasion().as_of
             answer = ti.xcom_pull(task_ids="ask") or NOT_ASKED
-            manifest = steps.promote(version, as_of, answer["chosen_options"][0], responder(answer))
+            try:
+                manifest = steps.promote(version, as_of, answer["chosen_options"][0], responder(answer))
+            except NothingToDo as refused:
+                say(f"v{version.version} is not promoted: {refused}")
+                raise
+            say(f"v{version.version} is the champion as of {as_of:%Y-%m-%d %H:%M} (manifest {manifest})")
             outlet_events[CHAMPION].extra = {"version": version.version, "manifest": manifest, "as_of": as_of.isoformat()}
             return manifest
 
     watched = canary()
+    watched.operator.operator_extra_links = VERSION_LINKS
     if LIMITS.approval:
         question = "Shall the candidate get traffic?"
         options = ["Approve", "Reject"]
-        said = HITLOperator(task_id="approve", subject=question, options=options, defaults="Reject", response_timeout=ANSWER_TIME)
+        words_of = WORDS.task("approve")
+        said = HITLOperator(**words_of, subject=question, options=options, defaults="Reject", response_timeout=ANSWER_TIME)
         smoke() >> said >> watched
     else:
         smoke() >> watched

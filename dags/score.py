@@ -6,36 +6,22 @@ from datetime import timedelta
 
 from airflow.sdk import dag, task
 
-from dags.common import Json, cron, dag_args, date_param, occasion, step, time_param
+from dags.common import Json, cron, dag_args, days_params, occasion, say, step, time_param
+from dags.words import words
 
-DOC = """
-### score: the coming day, by the champion
-
-**What** — daily at 04:00 UTC: scores every row of the day that begins, with what is known at 04:00. A partition is written whole and
-replaced whole: running it again changes nothing.
-
-**Who is called** — the data team, on *failed*.
-
-| task failed | it means | do |
-|---|---|---|
-| `score` | there is no champion yet, or the source has no rows for the day | run `train` or `ingest`; clear the task |
-
-**By hand** — give *start* and *end* to score any days.
-"""
+WORDS = words("score")
 
 
 @dag(
+    "score",
     schedule=cron("0 4 * * *"),
-    doc_md=DOC,
-    params={
-        "start": date_param("First day", "First data day to score. Empty: the day on which the run's data interval ends."),
-        "end": date_param("End", "The day after the last one to score."),
-        "as_of": time_param(),
-    },
-    **dag_args("model"),
+    params=days_params("score", "the day on which the run's data interval ends")
+    | {"as_of": time_param("Who was champion, and what was known, then. Empty: 04:00 on *end*, or the interval's end.")},
+    **WORDS.dag(),
+    **dag_args("model", name="score"),
 )
 def score() -> None:
-    @task(task_id="score")
+    @task(**WORDS.task("score"))
     def score_days() -> Json:
         from ml import steps
         from ml.refs import Window
@@ -44,7 +30,9 @@ def score() -> None:
             when = occasion(hour=4)
             today = when.as_of.date()
             window = when.window() or Window(start=today, end=today + timedelta(days=1))
-            return steps.score(window, when.as_of).to_xcom()
+            scored = steps.score(window, when.as_of)
+        say(f"{window}: {scored.rows:,} rows scored by v{scored.version}")
+        return scored.to_xcom()
 
     score_days()
 

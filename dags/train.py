@@ -4,50 +4,47 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow.sdk import AssetOrTimeSchedule, Param, dag, task
+from airflow.sdk import AssetOrTimeSchedule, Param, TaskGroup, dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags.common import CANDIDATE, RETRAIN_REQUEST, Json, ReportLink, call, cron, dag_args, occasion, step, time_param
+from dags.common import CANDIDATE, RETRAIN_REQUEST, Json, call, cron, dag_args, occasion, say, step, time_param
+from dags.links import VERSION_LINKS
+from dags.words import words
 from ml.config import load_params
 
-DOC = """
-### train: one candidate, judged and registered
+WORDS = words("train")
+GROUPS = {
+    "prepare": "data version, windows, features",
+    "learn": "the search, and the twin that is judged",
+    "prove": "the gates, and the refit of what they let through",
+    "ship": "package, registry, announcement",
+}
 
-**What** — nightly at 03:00 UTC, or when `drift` asks for it (asset `retrain_request`; its reason is stored with the model). `plan` fixes
-windows and data version, `pull` restores exactly that version, `tune` runs on parallel workers that share one study, `fit` makes the twin,
-`evaluate` judges it by all gates on days that neither it nor the champion has learnt from, `refit` fits what was promoted up to the last
-matured day. `register` has a button *Evaluation report*: figures, verdicts, pictures and lineage on one page. `announce` emits asset
-`candidate` when the verdict is *promote*.
 
-**Who is called** — the data team, on *failed*. A rejected candidate is a **success**: it is registered, `announce` is *skipped* and the
-champion stays. A backfill registers models marked `backfill`, announces nothing and never moves the champion.
-
-| task failed | it means | do |
-|---|---|---|
-| `plan` | too little matured data for the windows in `params.yaml`, or no snapshot yet | run `ingest` for the days that are named |
-| `pull` | the DVC remote does not answer or lacks the version | check `EVERGREEN_DVC_REMOTE`; clear the task |
-| `validate_training` | the training rows broke a rule | the message names it; mend the data, start a new run |
-| `features`, `tune`, `fit` | code, memory or a killed worker | read the log; clear the task: it starts again and registers one version |
-| `evaluate` | the holdout could not be judged (not: judged badly) | read the log |
-| `refit` | the recipe could not be fitted again | read the log; clear the task |
-| `package` | ONNX and the model disagree beyond `gates.parity_tolerance` | do not ship it; keep the run for the engineer |
-| `register` | the registry does not answer | check `EVERGREEN_MLFLOW`; clear the task |
-
-**By hand** — give *as of* to train as if it were that moment. `airflow backfill create --dag-id train …` trains past nights.
-"""
+def _group(name: str) -> TaskGroup:
+    """Task ids keep their names: links, logs and the ledger know them by these."""
+    return TaskGroup(name, prefix_group_id=False, group_display_name=name.capitalize(), tooltip=GROUPS[name])
 
 
 @dag(
+    "train",
     schedule=AssetOrTimeSchedule(timetable=cron("0 3 * * *"), assets=[RETRAIN_REQUEST]),
-    doc_md=DOC,
     params={
         "as_of": time_param(),
-        "reason": Param(None, type=["null", "string"], maxLength=500, title="Reason", description_md="Is stored with the model."),
+        "reason": Param(
+            None,
+            type=["null", "string"],
+            maxLength=500,
+            title="Reason",
+            description_md="Why this model is trained. It is stored with the model and shown wherever it is.",
+            section="Why",
+        ),
     },
-    **dag_args("model"),
+    **WORDS.dag(),
+    **dag_args("model", name="train"),
 )
 def train() -> None:
-    @task
+    @task(**WORDS.task("plan"))
     def plan() -> Json:
         from ml import steps
 
@@ -56,43 +53,49 @@ def train() -> None:
             reason = when.asked.get("reason") or f"{when.trigger} run"
             return steps.plan(when.as_of, reason, when.trigger, when.run_key).to_xcom()
 
-    @task
+    @task(**WORDS.task("pull"))
     def pull(plan: Json) -> str:
         return call("pull", plan["snapshot"])
 
-    @task
+    @task(**WORDS.task("validate_training"))
     def validate_training(plan: Json) -> Json:
         return call("validate_training", plan)
 
-    @task
+    @task(**WORDS.task("features"))
     def features(plan: Json) -> Json:
         return call("features", plan)
 
-    @task(map_index_template="worker {{ task.op_kwargs['worker'] }}")
+    @task(**WORDS.task("tune"), map_index_template="worker {{ task.op_kwargs['worker'] }}")
     def tune(plan: Json, features: Json, worker: int, workers: int) -> int:
         return call("tune", plan, features, worker, workers)
 
-    @task
+    @task(**WORDS.task("fit"))
     def fit(plan: Json, features: Json) -> Json:
         return call("fit", plan, features)
 
-    @task
+    @task(**WORDS.task("evaluate"))
     def evaluate(plan: Json, features: Json, model: Json) -> Json:
         return call("evaluate", plan, features, model)
 
-    @task
+    @task(**WORDS.task("refit"))
     def refit(plan: Json, features: Json, evaluation: Json) -> Json:
         return call("refit", plan, features, evaluation)
 
-    @task
+    @task(**WORDS.task("package"))
     def package(plan: Json, features: Json, shipped: Json) -> Json:
         return call("package", plan, features, shipped)
 
-    @task
+    @task(**WORDS.task("register"))
     def register(plan: Json, features: Json, evaluation: Json, shipped: Json, bundle: Json) -> Json:
-        return call("register", plan, features, evaluation, shipped, bundle)
+        version: Json = call("register", plan, features, evaluation, shipped, bundle)
+        decision = shipped["decision"] if shipped["decision"]["verdict"] == "differs" else evaluation["decision"]
+        came_to = "goes to release" if version["verdict"] == "promote" else "is not released, the champion stays"
+        if version["backfill"]:
+            came_to = f"is kept for the record, never released; the gates would say {version['verdict']}"
+        say(f"v{version['version']} {came_to}: {decision['reason']}")
+        return version
 
-    @task(outlets=[CANDIDATE])
+    @task(**WORDS.task("announce"), outlets=[CANDIDATE])
     def announce(plan: Json, version: Json, *, outlet_events: Any) -> None:
         if plan["trigger"] == "backfill" or version["backfill"]:
             raise AirflowSkipException(f"version {version['version']} comes from a backfill: never released")
@@ -100,18 +103,22 @@ def train() -> None:
             raise AirflowSkipException(f"version {version['version']}: the verdict is {version['verdict']!r}; the champion stays")
         outlet_events[CANDIDATE].extra = {"version": version, "as_of": plan["as_of"], "reason": plan["reason"]}
 
-    planned = plan()
-    table = features(planned)
-    pull(planned) >> [table, checked := validate_training(planned)]
-    workers = load_params().tune.workers
-    tuned = tune.partial(plan=planned, features=table, workers=workers).expand(worker=list(range(workers)))
-    model = fit(planned, table)
-    [tuned, checked] >> model
-    verdict = evaluate(planned, table, model)
-    shipped = refit(planned, table, verdict)
-    version = register(planned, table, verdict, shipped, package(planned, table, shipped))
-    version.operator.operator_extra_links = (ReportLink(),)
-    announce(planned, version)
+    with _group("prepare"):
+        planned = plan()
+        table = features(planned)
+        pull(planned) >> [table, checked := validate_training(planned)]
+    with _group("learn"):
+        workers = load_params().tune.workers
+        tuned = tune.partial(plan=planned, features=table, workers=workers).expand(worker=list(range(workers)))
+        model = fit(planned, table)
+        [tuned, checked] >> model
+    with _group("prove"):
+        verdict = evaluate(planned, table, model)
+        shipped = refit(planned, table, verdict)
+    with _group("ship"):
+        version = register(planned, table, verdict, shipped, package(planned, table, shipped))
+        version.operator.operator_extra_links = VERSION_LINKS
+        announce(planned, version)
 
 
 TRAIN = train()

@@ -6,8 +6,10 @@ there, so a chain of commands is a pipeline.
 
 from __future__ import annotations
 
+import getpass
 import inspect
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,10 +20,11 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from pydantic import ValidationError
 
-from ml import cli_models, cli_release, steps
-from ml.config import load_params, settings
+from ml import cli_ledger, cli_models, cli_release, cli_replay, cli_watch, ledger, steps
+from ml.config import load_params
 from ml.errors import EvergreenError, NothingToDo
 from ml.refs import Ref, Window
+from ml.settings import settings
 
 WRITES = {
     "land": "landing",
@@ -42,6 +45,7 @@ EXAMPLES = {
     "validate": "evergreen validate",
     "snapshot": "evergreen snapshot --as-of 2013-04-01T02:00",
     "data_docs": "evergreen data-docs",
+    "prepare_days": "evergreen prepare-days --start 2013-04-01 --end 2013-04-02 --as-of 2013-04-02T02:30",
     "plan": "evergreen plan --as-of 2013-04-01T03:00 --reason 'first model' --trigger manual --run-key first",
     "pull": "evergreen pull",
     "validate_training": "evergreen validate-training",
@@ -58,7 +62,7 @@ EXAMPLES = {
     "materialise": "evergreen materialise --as-of 2013-04-18T09:00",
     "score": "evergreen score --start 2013-04-01 --end 2013-04-18 --as-of 2013-04-18T04:00",
     "monitor": "evergreen monitor --window-end 2013-04-21 --as-of 2013-04-21T05:00",
-    "decide": "evergreen decide",
+    "decide": "evergreen decide --trigger manual",
     "skew": "evergreen skew --window-end 2013-04-21 --as-of 2013-04-21T05:00",
 }
 
@@ -67,6 +71,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Continuous training, step by step. Times are UTC. Try: evergreen land --help",
 )
+
+
+@app.callback()
+def _who_acts(context: typer.Context) -> None:
+    context.with_resource(ledger.acting(f"cli:{_login()}"))
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return f"uid-{os.getuid()}"
 
 
 def step_names() -> list[str]:
@@ -148,6 +164,9 @@ for _name in step_names():
 
 app.add_typer(cli_models.app)
 app.add_typer(cli_release.app)
+app.add_typer(cli_watch.app)
+app.add_typer(cli_replay.app)
+app.add_typer(cli_ledger.app, name="ledger")
 
 features_app = typer.Typer(pretty_exceptions_enable=False)
 app.add_typer(features_app, name="features")
@@ -341,20 +360,6 @@ def pin(refs: Refs = None) -> None:
     from ml.refs import SnapshotRef
 
     typer.echo(snapshots.pin(SnapshotRef.read(_folder(refs) / "snapshot.json")))
-
-
-@app.command()
-def ledger(kind: str | None = None) -> None:
-    """Prints the decisions, oldest first: when, what about, verdict, reason.
-
-    \b
-    Example:
-      evergreen ledger --kind retrain
-    """
-    from ml import ledger as decisions
-
-    for e in decisions.entries(kind):
-        typer.echo(f"{e.as_of:%Y-%m-%d %H:%M}  {e.kind:<10} {e.subject:<8} {e.verdict:<9} {e.reason}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The only reader of ``params.yaml`` (what changes a model) and of ``EVERGREEN_*`` (where things are)."""
+"""The only reader of ``params.yaml``: what changes a model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ml.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parent.parent
+from ml.settings import settings
 
 RECORDED = "recorded_at"  # what landed files add to the declared columns: see ml/data/versions.py
 
@@ -250,22 +248,111 @@ class Release(Section):
         return self
 
 
+class Drift(Section):
+    small: float = Field(gt=0)
+    moderate: float
+    large: float
+    false_discovery_rate: float = Field(gt=0, lt=1)
+    weeks: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.small <= self.moderate <= self.large:
+            raise ValueError(f"small ≤ moderate ≤ large must hold, but got ({self.small}, {self.moderate}, {self.large})")
+        return self
+
+
+class Harm(Section):
+    confidence: float = Field(gt=0.5, lt=1)
+    margin: float = Field(ge=0)
+    min_rows: int = Field(ge=1)
+    fresh_days: int = Field(ge=2)
+    fresh_rounds: int = Field(ge=1)
+
+
+class Estimate(Section):
+    min_rows: int = Field(ge=1)
+    min_days: int = Field(ge=2)
+    learned_days: int = Field(ge=2)
+    judged_days: int = Field(ge=3)
+    confidence: float = Field(gt=0.5, lt=1)
+    resamples: int = Field(ge=100)
+    max_gap: float = Field(gt=0, lt=1)
+    max_moved: float = Field(ge=0, le=1)
+    apart_rows: int = Field(ge=1000)
+    apart_auc: float = Field(gt=0.5, lt=1)
+
+    @model_validator(mode="after")
+    def _learns_enough(self) -> Self:
+        if self.min_days > self.learned_days:
+            raise ValueError(f"min_days ≤ learned_days must hold, but got ({self.min_days}, {self.learned_days})")
+        return self
+
+
+class Health(Section):
+    weeks: int = Field(ge=1)
+    min_weeks: int = Field(ge=1)
+    due_hours: float = Field(ge=0)
+    min_volume: float = Field(ge=0, lt=1)
+    max_volume: float = Field(gt=1)
+    max_null_increase: float = Field(gt=0, le=1)
+    max_outcome_null_increase: float = Field(gt=0, le=1)
+    max_duplicates: float = Field(ge=0, lt=1)
+    range_margin: float = Field(ge=0)
+    max_outside: float = Field(ge=0, lt=1)
+    min_answered: float = Field(ge=0, lt=1)
+    max_flagged: float = Field(ge=0, le=1)
+    advisory: list[str] = []
+
+    @model_validator(mode="after")
+    def _remembered(self) -> Self:
+        if self.min_weeks > self.weeks:
+            raise ValueError(f"min_weeks ≤ weeks must hold, but got ({self.min_weeks}, {self.weeks})")
+        return self
+
+
 class Monitoring(Section):
-    window_days: int = Field(ge=1)
-    confirm_days: int = Field(ge=1)
     drift_days: int = Field(ge=1)
-    psi_threshold: float = Field(gt=0)
-    min_labels: int = Field(ge=1)
-    harm_margin: float = Field(ge=0)
-    cooldown_days: int = Field(ge=0)
+    performance_days: int = Field(ge=1)
+    drift: Drift
+    health: Health
+    harm: Harm
+    estimate: Estimate
     skew_sample: int = Field(ge=1)
     max_skew_share: float = Field(ge=0, lt=1)
+
+
+class Policy(Section):
+    window_days: int = Field(ge=1)
+    confirm_days: int = Field(ge=1)
+    cooldown_days: float = Field(ge=0)
+    weekly_budget: int = Field(ge=1)
+    min_new_labels: int = Field(ge=0)
+    breaker: int = Field(ge=1)
+    stale_days: float = Field(gt=0)
+    flight_hours: float = Field(gt=0)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.confirm_days > self.window_days:
             raise ValueError(f"confirm_days ≤ window_days must hold, but got ({self.confirm_days}, {self.window_days})")
         return self
+
+
+class LateAfter(Section):
+    """Minutes after which a run of a DAG is late, counted from when it was queued; None: never."""
+
+    ingest: float | None = Field(None, gt=0)
+    train: float | None = Field(None, gt=0)
+    release: float | None = Field(None, gt=0)
+    drift: float | None = Field(None, gt=0)
+    score: float | None = Field(None, gt=0)
+    online: float | None = Field(None, gt=0)
+    features: float | None = Field(None, gt=0)
+
+
+class Alerts(Section):
+    late_after_minutes: LateAfter
 
 
 class Params(Section):
@@ -286,6 +373,8 @@ class Params(Section):
     serving: Serving
     release: Release
     monitoring: Monitoring
+    policy: Policy
+    alerts: Alerts
 
     @model_validator(mode="after")
     def _table_exists(self) -> Self:
@@ -306,59 +395,6 @@ class Params(Section):
             if table not in self.tables or column not in self.tables[table].sensitive:
                 raise ValueError(f"features.allow_sensitive names {allowed!r}, which no table declares sensitive")
         return self
-
-
-class Settings(BaseSettings):
-    """Where things are: EVERGREEN_* variables. Relative paths are below the repository."""
-
-    model_config = SettingsConfigDict(env_prefix="EVERGREEN_", frozen=True)
-
-    params: Path = Field(Path("params.yaml"), description="the parameter file")
-    data: Path = Field(Path("data"), description="raw data, staging and quarantine")
-    var: Path = Field(Path("var"), description="everything else that is local state")
-    store: str = Field("", description="content-addressed store, any fsspec URL; default <var>/store")
-    dvc_remote: str = Field("", description="DVC remote, any URL DVC knows; default <var>/dvc-remote")
-    ledger: str = Field("", description="ledger and deployment manifest, SQLAlchemy URL; default SQLite in <var>")
-    mlflow: str = Field("", description="MLflow tracking and registry URI; default SQLite in <var>")
-    optuna: str = Field("", description="Optuna storage URL; default a journal file per study in <var>")
-    online: str = Field("", description="online feature store: a file (SQLite) or redis://…; default <var>/online.db")
-    feast: str = Field("", description="Feast's registry, SQLAlchemy URL; default SQLite in <var>")
-    host: str = Field("127.0.0.1", description="address that servers bind to")
-    airflow_port: int = 8080
-    mlflow_port: int = 5000
-    serving_port: int = 3000
-    serving_workers: int = Field(1, ge=1, description="processes of the prediction service; with two, one may die unfelt")
-    token: SecretStr = Field(SecretStr(""), description="bearer token that the service asks for; empty: none")
-
-    @model_validator(mode="after")
-    def _defaults(self) -> Self:
-        def put(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
-        for name in ("params", "data", "var"):
-            put(name, (ROOT / getattr(self, name)).resolve())
-        put("online", self.online if "://" in self.online else str((ROOT / (self.online or self.var / "online.db")).resolve()))
-        put("feast", self.feast or f"sqlite:///{self.var}/feast.db")
-        put("store", self.store or f"{self.var}/store")
-        put("dvc_remote", self.dvc_remote or f"{self.var}/dvc-remote")
-        put("ledger", self.ledger or f"sqlite:///{self.var}/ledger.db")
-        put("mlflow", self.mlflow or f"sqlite:///{self.var}/mlflow.db")
-        return self
-
-
-@cache
-def settings() -> Settings:
-    """The settings of this process, read once.
-
-    Raises:
-        ConfigError: a variable has a value that cannot be used.
-    """
-    try:
-        return Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "EVERGREEN_" + str(first["loc"][0]).upper()
-        raise ConfigError(f"{name}={first['input']!r}: {first['msg']}", f"set {name} to an allowed value") from None
 
 
 @cache

@@ -5,14 +5,27 @@ They hold strings and numbers, serialise to JSON, and point at content by digest
 
 from __future__ import annotations
 
+import hashlib
 import json
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ml.config import FamilyName
+
+
+def naive_utc(moment: datetime) -> datetime:
+    """A plain datetime in UTC without a zone, as data time and the ledger have it; one without a zone is taken as UTC.
+
+    >>> naive_utc(datetime.fromisoformat("2013-04-18T05:00:00+02:00"))
+    datetime.datetime(2013, 4, 18, 3, 0)
+    """
+    utc = moment.astimezone(UTC) if moment.tzinfo else moment
+    if type(utc) is datetime:  # nearly always; each row of a request comes by here
+        return utc.replace(tzinfo=None) if utc.tzinfo else utc
+    return datetime(*utc.timetuple()[:6], utc.microsecond)  # a subclass, such as pendulum's
 
 
 class Ref(BaseModel):
@@ -238,6 +251,26 @@ class ScoreRef(Ref):
     rows: int
     version: str
     partitions: list[str]
+
+
+def run_key(identity: str) -> str:
+    """The key of the run that something asked for: first 16 hex digits of the SHA-256 of its name."""
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+class WatchRef(Ref):
+    """What a day of watching came to. `request`: name of the retrain that is asked for, empty when none is."""
+
+    day: date
+    as_of: datetime
+    version: str
+    decision: Decision
+    phase: str
+    request: str
+    next_allowed: datetime | None
+    note: str = ""
+    page: str = ""
+    """Digest of the day's page."""
 
 
 class MonitorRef(Ref):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from functools import cache
 
-from ml.config import ROOT
+from ml.settings import ROOT
 
 
 @cache

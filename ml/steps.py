@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -27,23 +28,31 @@ from ml.refs import (
     TrainPlan,
     ValidationRef,
     VersionRef,
+    WatchRef,
     Window,
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ml.packaging.artifacts import Artifacts
     from ml.serving.manifest import Deployed
+    from ml.training.fit import Fitted
     from ml.training.tuning import Winner
 
 
 # ---- ingest
 
 
-def land(window: Window, as_of: datetime) -> LandingRef:
-    """Reads the window's days from the sources and stages them, typed, as they were known at `as_of`."""
+def land(window: Window, as_of: datetime, beside_others: bool = False) -> LandingRef:
+    """Reads the window's days from the sources and stages them, typed, as they were known at `as_of`.
+
+    Args:
+        beside_others: the days around may be landed at the same time, in any order.
+    """
     from ml.data import landing
 
-    return landing.land(window, as_of)
+    return landing.land(window, as_of, beside_others)
 
 
 def validate(landing: LandingRef) -> ValidationRef:
@@ -65,6 +74,30 @@ def data_docs(validation: ValidationRef) -> str:
     from ml.data import validation as checks
 
     return checks.data_docs(validation)
+
+
+# ---- features
+
+
+def prepare_days(window: Window, as_of: datetime) -> int:
+    """Computes and stores the feature history of the window's days, and of the days before it that its landing changed, so that
+    training finds them; returns how many were not there yet.
+
+    Raises:
+        SnapshotError: the data version as of then ends before the window does.
+    """
+    from ml.config import load_params
+    from ml.data import snapshots
+    from ml.errors import SnapshotError
+    from ml.features import days, inputs
+
+    params, version = load_params(), snapshots.find(as_of)
+    if version.last_day < window.end - timedelta(days=1):
+        what = f"{window} is not in the data version as of {as_of:%Y-%m-%d %H:%M}, whose last day is {version.last_day}"
+        raise SnapshotError(what, "run `ingest` for these days first; clear the task")
+    first = max(window.start - timedelta(days=params.landing.lookback_days), version.first_day)
+    source = inputs.landed(snapshots.restore(version), version.last_day)
+    return len(days.prepare(params, source, Window(start=first, end=window.end).days()))
 
 
 # ---- train
@@ -148,7 +181,7 @@ def fit(plan: TrainPlan, features: FeatureSetRef) -> ModelRef:
     from ml.config import load_params
     from ml.training.tuning import winner
 
-    return _fitted(plan.train, features, winner(_study(plan, features), load_params(), plan.champion_recipe))
+    return _fitted(plan.train, features, winner(_study(plan, features), load_params(), plan.champion_recipe), plan.holdout)
 
 
 def evaluate(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> EvaluationRef:
@@ -173,6 +206,8 @@ def evaluate(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> Evalu
     held = contest.hold(plan, X, parts, champion, answered, params)
     if (why := held.simpler_wins()) is not None:
         parts, plan = parts.simple(why), plan.model_copy(update={"holdout_uses": plan.holdout_uses + 1})
+        rows = labelled(stored.read(features), plan.train)
+        parts = replace(parts, profile=_reference(parts.fitted, rows, parts.fitted, X))
         model = _stored(parts, model.train, model.seconds, model.cpu_seconds)
         held = contest.hold(plan, X, parts, champion, answered, params)
     report, metrics = dossier.report(plan, features, model, parts, champion, held, X, params)
@@ -195,7 +230,7 @@ def refit(plan: TrainPlan, features: FeatureSetRef, evaluation: EvaluationRef) -
         why = "the verdict was keep" if params.train.refit else "train.refit is off"
         return ShippedRef(model=model, twin=model.artifacts, decision=again.as_judged(f"ships as it was judged: {why}"))
     twin = Artifacts.load(model.artifacts)
-    refitted = _fitted(again.window(plan), features, twin.winner)
+    refitted = _fitted(again.window(plan), features, twin.winner, plan.holdout, twin.fitted)
     X = labelled(stored.read(features), plan.holdout)
     decision = again.held_against_twin(Artifacts.load(refitted.artifacts), twin, X, params)
     return ShippedRef(model=refitted, twin=model.artifacts, decision=decision)
@@ -263,6 +298,7 @@ def register(
     verdict, reason = decision.verdict, decision.reason
     if shipped.decision.verdict == "differs":
         verdict, reason = "keep", shipped.decision.reason
+    said = f"backfill, never released: {reason}" if backfill else reason
     tags = lineage.of(plan, features, shipped) | {
         "verdict": verdict,
         "backfill": str(backfill).lower(),
@@ -301,7 +337,7 @@ def register(
         "metrics": evaluation.metrics,
         "run_id": run_id,
     }
-    ledger.record("gate", f"gate-{plan.run_key}", plan.as_of, f"v{version}", verdict, reason, evidence)
+    ledger.record("gate", f"gate-{plan.run_key}", plan.as_of, f"v{version}", verdict, said, evidence)
     return VersionRef(
         version=version, bundle=bundle.digest, model=model.digest, verdict=verdict, backfill=backfill, run_id=run_id
     )
@@ -364,12 +400,13 @@ def materialise(as_of: datetime) -> int:
     """Brings the online store to the last tick at or before `as_of`; returns the rows written, 0 when it is further on
     already.
     """
-    from ml.config import load_params, settings
+    from ml.config import load_params
     from ml.data import snapshots
     from ml.features import days, history, inputs
     from ml.features.assembly import floor_to_tick
     from ml.features.definitions import load_module
     from ml.features.online import open_store
+    from ml.settings import settings
 
     params = load_params()
     tick = floor_to_tick(as_of, params.features.tick_minutes)
@@ -405,7 +442,7 @@ def score(window: Window, as_of: datetime) -> ScoreRef:
 
 
 def monitor(window_end: date, as_of: datetime) -> MonitorRef:
-    """Joins the champion's answers of the last days with the labels that have matured; measures drift and realised performance.
+    """Watches the days up to `window_end`: health of the data, drift, realised and estimated quality of the champion, harm.
 
     Args:
         window_end: first day after the days that are looked at.
@@ -414,34 +451,19 @@ def monitor(window_end: date, as_of: datetime) -> MonitorRef:
     from ml.data import snapshots
     from ml.monitoring import daily
 
-    champion = _require_champion(as_of)
-    return daily.measure(
-        champion, _expected_log_loss(champion.version), snapshots.restore(snapshots.find(as_of)), window_end, as_of
-    )
+    version = snapshots.find(as_of)
+    return daily.measure(_require_champion(as_of), snapshots.restore(version), version, window_end, as_of)
 
 
-def decide(monitor: MonitorRef) -> Decision:
-    """Applies the retrain policy to what was measured; the decision goes to the ledger."""
-    from ml import ledger, store
-    from ml.config import load_params
-    from ml.monitoring.drift import FeatureDrift
-    from ml.monitoring.performance import DayQuality
-    from ml.monitoring.policy import decide as apply
+def decide(monitor: MonitorRef, trigger: str) -> WatchRef:
+    """Applies the retrain policy to what was measured; decision and state go to the ledger, the day's page to the store.
 
-    key = f"retrain-{monitor.day}-v{monitor.version}-{monitor.report[:12]}"
-    earlier = [e.as_of for e in ledger.entries("retrain", until=monitor.as_of) if e.verdict == "retrain" and e.key != key]
-    report = json.loads(store.get(monitor.report))
-    decision = apply(
-        [DayQuality.model_validate(d) for d in report["days"]],
-        report["expected_log_loss"],
-        [FeatureDrift(**d) for d in report["drifts"]],
-        monitor.as_of,
-        max(earlier, default=None),
-        load_params().monitoring,
-    )
-    evidence = {"decision": decision.to_xcom(), "monitor": monitor.to_xcom()}
-    ledger.record("retrain", key, monitor.as_of, f"v{monitor.version}", decision.verdict, decision.reason, evidence)
-    return decision
+    Args:
+        trigger: ``schedule``, ``request``, ``manual`` or ``backfill``; a backfill reports, and asks for nothing.
+    """
+    from ml.monitoring import daily
+
+    return daily.decide(monitor, trigger)
 
 
 def skew(window_end: date, as_of: datetime) -> Decision:
@@ -503,12 +525,17 @@ def _recipe(bundle: str) -> Recipe:
     return Recipe(family=lineage["family"], params=json.loads(lineage["tuned"]))
 
 
-def _fitted(window: Window, features: FeatureSetRef, winner: Winner) -> ModelRef:
-    """A recipe fitted on the rows of a window; its parts go to the store."""
+def _fitted(
+    window: Window, features: FeatureSetRef, winner: Winner, holdout: Window | None = None, twin: Fitted | None = None
+) -> ModelRef:
+    """A recipe fitted on the rows of a window; its parts go to the store.
+
+    Args:
+        holdout, twin: whose answers to which days are the reference of this model's; no twin: its own.
+    """
     from ml.config import load_params
     from ml.features import stored
     from ml.features.definitions import load_module
-    from ml.monitoring.profiles import build_profile
     from ml.packaging.artifacts import Artifacts
     from ml.training.fit import fit_model, labelled
 
@@ -516,9 +543,33 @@ def _fitted(window: Window, features: FeatureSetRef, winner: Winner) -> ModelRef
     params, module = load_params(), load_module(load_params())
     table = stored.read(features)
     fitted = fit_model(table, window, module.learned, params, winner.recipe, winner.rounds)
-    profile = build_profile(module.numeric, module.text, labelled(table, window))
-    parts = Artifacts.make(fitted, winner, profile.model_dump_json().encode())
+    asked = labelled(table, holdout) if holdout else table[:0]
+    profile = _reference(fitted, labelled(table, window), twin or fitted, asked)
+    parts = Artifacts.make(fitted, winner, profile)
     return _stored(parts, window, time.monotonic() - began, time.process_time() - cpu_began)
+
+
+def _reference(fitted: Fitted, learned: pd.DataFrame, judged: Fitted, asked: pd.DataFrame) -> bytes:
+    """What days are held against: inputs and labels of the rows that a model learned from, and what it, or its twin, answered to
+    rows that it had not; features weigh by their mean share in the model's answers to these.
+    """
+    from ml.config import load_params
+    from ml.evaluation import explain
+    from ml.features.definitions import load_module
+    from ml.monitoring.profiles import build_profile
+
+    params, module = load_params(), load_module(load_params())
+    answers = judged.predict(asked) if len(asked) else None
+    rows = asked if len(asked) else learned
+    profile = build_profile(
+        module.numeric,
+        module.text,
+        learned,
+        prediction=answers.argmax(axis=1) if answers is not None and answers.ndim == 2 else answers,
+        label=learned["label"].to_numpy(float),
+        importance=explain.importance(fitted, rows.iloc[:: max(len(rows) // params.evaluation.explained_rows, 1)]),
+    )
+    return profile.model_dump_json().encode()
 
 
 def _stored(parts: Artifacts, window: Window, seconds: float, cpu_seconds: float) -> ModelRef:
@@ -545,15 +596,3 @@ def _study(plan: TrainPlan, features: FeatureSetRef) -> str:
     identity = [features.digest, params.tune.digest(), params.train.digest(), json.dumps([r.to_xcom() for r in plan.warm])]
     identity += [f"{fit}/{validation}" for fit, validation in plan.folds]
     return f"{params.problem.name}-{hashlib.sha256('/'.join(identity).encode()).hexdigest()[:16]}"
-
-
-def _expected_log_loss(version: str) -> float:
-    """The log-loss of the champion's judged twin on its holdout, from the ledger's gate entry."""
-    from ml import ledger
-    from ml.errors import NotFoundError
-
-    for entry in ledger.entries("gate", subject=f"v{version}"):
-        return float(entry.evidence["metrics"]["candidate_log_loss"])
-    raise NotFoundError(
-        f"no gate entry for version {version} in the ledger", "it was not registered by `register`; train a new one"
-    )

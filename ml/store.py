@@ -13,8 +13,8 @@ import uuid
 
 import fsspec
 
-from ml.config import settings
 from ml.errors import IntegrityError, NotFoundError
+from ml.settings import settings
 
 
 def sha256(data: bytes) -> str:

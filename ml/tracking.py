@@ -29,9 +29,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
 from ml import ledger
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.errors import NotFoundError
 from ml.refs import VersionRef
+from ml.settings import settings
 
 KEY = "evergreen.key"
 
@@ -60,14 +61,14 @@ def init_store() -> None:
     _initialised(settings().mlflow, str(settings().var))
 
 
-def page(run_id: str | None, artifact: str) -> str:
-    """Where a person sees a run's artifact in MLflow's own pages; its first page without a run."""
+def page(run_id: str | None, artifact: str = "") -> str:
+    """Where a person sees a run, or an artifact of it, in MLflow's own pages; its first page without a run."""
     where = settings()
     server = where.mlflow if where.mlflow.startswith("http") else f"http://{where.host}:{where.mlflow_port}"
     if run_id is None:
         return server
     experiment = _client().get_run(run_id).info.experiment_id
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}/artifacts/{artifact}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}" + (f"/artifacts/{artifact}" if artifact else "")
 
 
 def log_and_register(

@@ -12,15 +12,16 @@ from typing import Any
 
 import httpx
 
-from ml.config import Settings, settings
 from ml.errors import EvergreenError
+from ml.settings import Settings, settings
 from ops import environment
 
 POLL_SECONDS = 0.3
 OVER = {"success", "failed", "skipped", "upstream_failed", "removed"}
 PATIENCE_SECONDS = 300.0
 """A run in which no task ends for this long is stuck: no step of the demo or of a test takes as long."""
-BUSY_SECONDS = 60.0
+BUSY_SECONDS = 120.0
+"""So long a locked database is waited for."""
 LOG_LINES = 15
 
 
@@ -42,6 +43,20 @@ class Run:
     """State by task; a mapped task's worst."""
 
 
+class Patient(httpx.HTTPTransport):
+    """Asks again, for a while, what may be asked twice: on SQLite, Airflow answers 500 or 503 while its database is locked."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            answer = super().handle_request(request)
+            busy = answer.status_code in (500, 503) and request.method in ("GET", "PATCH", "PUT")
+            if not busy or time.monotonic() > deadline:
+                return answer
+            answer.close()
+            time.sleep(POLL_SECONDS)
+
+
 class Airflow:
     """One logged-in session."""
 
@@ -51,7 +66,8 @@ class Airflow:
         self.base = f"http://{where.host}:{where.airflow_port}"
         credentials = {"username": environment.USER, "password": environment.password(where)}
         token = httpx.post(f"{self.base}/auth/token", json=credentials, timeout=30).raise_for_status().json()["access_token"]
-        self.http = httpx.Client(base_url=f"{self.base}/api/v2", headers={"Authorization": f"Bearer {token}"}, timeout=60)
+        headers = {"Authorization": f"Bearer {token}"}
+        self.http = httpx.Client(base_url=f"{self.base}/api/v2", headers=headers, timeout=60, transport=Patient())
 
     def wait_for_dags(self, names: set[str], seconds: float = 120) -> None:
         """Until every DAG was parsed.
@@ -73,17 +89,10 @@ class Airflow:
     def trigger(self, dag: str, logical_date: datetime | None = None, conf: dict[str, Any] | None = None) -> str:
         """Starts a run and returns its id; `logical_date` (UTC) is the end of a scheduled run's data interval."""
         body = {"logical_date": f"{logical_date:%Y-%m-%dT%H:%M:%S}Z" if logical_date else None, "conf": conf or {}}
-        answer = self.post(f"/dags/{dag}/dagRuns", body)
+        answer = self.http.post(f"/dags/{dag}/dagRuns", json=body)
         if answer.is_error:
             raise EvergreenError(f"{dag} was not started: {answer.status_code} {answer.text[:500]}", "see the message")
         return str(answer.json()["dag_run_id"])
-
-    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        """Asks again for a while where the server is busy (503: its SQLite was locked; nothing was done)."""
-        deadline = time.monotonic() + BUSY_SECONDS
-        while (answer := self.http.post(path, json=body)).status_code == 503 and time.monotonic() < deadline:
-            time.sleep(1)
-        return answer
 
     def run_ids(self, dag: str) -> set[str]:
         return {run["dag_run_id"] for run in self._get(f"/dags/{dag}/dagRuns", limit=100, order_by="-run_after")["dag_runs"]}
@@ -91,6 +100,10 @@ class Airflow:
     def run(self, dag: str, logical_date: datetime | None = None, conf: dict[str, Any] | None = None) -> Run:
         """Triggers a run and follows it to its end."""
         return self.follow(dag, self.trigger(dag, logical_date, conf))
+
+    def note(self, run: Run) -> str:
+        """What the run came to, in plain words; empty when nothing was said."""
+        return str(self._get(f"/dags/{run.dag}/dagRuns/{run.run_id}")["note"] or "")
 
     def follow_new(self, dag: str, seen: set[str], seconds: float = 60) -> Run:
         """Waits for a run that is not among `seen` (an asset triggers it), and follows it."""

@@ -106,11 +106,12 @@ def landed(last: date) -> tuple[Path, Any]:
 
 def join(last: date, small: bool) -> None:
     """Training-set build: ours through Feast, a bare as-of join, Feast's own file store; each in a process of its own."""
-    from ml.config import load_params, settings
+    from ml.config import load_params
     from ml.data import rows
     from ml.features import days, inputs, offline, repository
     from ml.features.definitions import load_module
     from ml.features.history import keys_of
+    from ml.settings import settings
 
     params = load_params()
     root, version = landed(last)
@@ -180,9 +181,10 @@ def contender(name: str, rows: int = 0) -> dict[str, Any]:
 
 def contend(name: str, rows: int) -> dict[str, Any]:
     """One contender: wall time from Parquet to an Arrow table, after imports; peak memory of the process, imports included."""
-    from ml.config import load_params, settings
+    from ml.config import load_params
     from ml.features import offline, repository  # imported by all, so that peaks compare
     from ml.features.definitions import load_module
+    from ml.settings import settings
 
     folder, params = settings().var / "bench", load_params()
     columns = [c for view in load_module(params).views for c in view.stored]
@@ -334,7 +336,7 @@ def incremental(last: date, small: bool) -> None:
 
 def forget(key: str) -> None:
     """Removes one note from the local content-addressed store of this run."""
-    from ml.config import settings
+    from ml.settings import settings
 
     (Path(settings().store) / "keys" / key).unlink()
 

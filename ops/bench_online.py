@@ -33,12 +33,13 @@ SMALL = {
 
 def online(last: date, small: bool) -> None:
     """p50 and p99 of reading one flight's features, in one process, interleaved."""
-    from ml.config import load_params, settings
+    from ml.config import load_params
     from ml.data import rows
     from ml.features import days, history, inputs
     from ml.features.assembly import Assembler, entity_key
     from ml.features.definitions import load_module
     from ml.features.online import open_store
+    from ml.settings import settings
 
     params = load_params()
     module = load_module(params)
@@ -187,7 +188,7 @@ def free_port() -> int:
 
 def equality(last: date, small: bool) -> None:
     """The same flights by HTTP, training set and batch, in a process and a folder of its own."""
-    from ml.config import ROOT, settings
+    from ml.settings import ROOT, settings
 
     home = settings().var / "equality"
     home.mkdir()
@@ -208,8 +209,9 @@ def live(days: int) -> None:
     import httpx
 
     from ml import steps
-    from ml.config import load_params, settings
+    from ml.config import load_params
     from ml.refs import Window
+    from ml.settings import settings
     from ops.demo import requests_of
 
     ingest(Window(start=date(2013, 1, 1), end=FIRST))

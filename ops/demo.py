@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -23,8 +24,9 @@ import httpx
 import yaml
 
 from ml import ledger
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.errors import EvergreenError
+from ml.settings import ROOT, settings
 from ops import demo_report, services
 from ops.airflow_api import Airflow, Run
 
@@ -32,11 +34,14 @@ DAGS = {"ingest", "train", "release", "score", "drift", "online"}
 HISTORY = (date(2013, 1, 1), date(2013, 4, 1))
 QUIET_DAYS = (date(2013, 4, 1), date(2013, 4, 18))
 LIVE_DAYS = (date(2013, 4, 18), date(2013, 4, 23))
-RELEASE = {"steps": [0.25, 0.5], "min_answers": 100}
-"""The demo's canary has two steps, so that one can wait for it; the limits are those of params.yaml."""
+RELEASE = {"steps": [0.5], "min_answers": 100, "max_score_shift": 0.12}
+"""The demo's canary has one step, which pairs every row of the day. Its champion is three weeks old by then: a model that
+learned from these weeks may answer further from it than the weekly refresh that the limit in params.yaml is for.
+"""
 TRAVELLERS = 8
 """So many ask about the same row, each with a request of their own, while a canary is judged."""
 HOUR = timedelta(hours=1)
+WHY = "the policy saw no harm in these days, and the demo shows a retrain"
 
 
 @dataclass
@@ -76,10 +81,13 @@ class Story:
             part.runs += [self.airflow.run(dag, conf=_days(QUIET_DAYS)) for dag in ("ingest", "score")]
         self._live()
         if not self.requests:
-            raise EvergreenError("five days went by and no retrain was asked for", "look at `evergreen ledger --kind retrain`")
+            raise EvergreenError("a person's order was not followed", "look at `evergreen policy status`")
 
     def _live(self) -> None:
-        """Hour by hour, in data time: online features and requests; at 02:00 yesterday is landed, at 05:00 drift judged."""
+        """Hour by hour, in data time: online features and requests; at 02:00 yesterday is landed, at 05:00 it is watched.
+
+        Where the policy finds no reason to retrain in these days, a person orders one on the last of them.
+        """
         now = datetime.combine(LIVE_DAYS[0], datetime.min.time()) + 2 * HOUR
         for day in _each(LIVE_DAYS):
             with self.chapter(f"live {day:%-d %B}") as part:
@@ -87,8 +95,17 @@ class Story:
                 now = self._hours(now, tomorrow + 2 * HOUR)
                 part.runs.append(self.airflow.run("ingest", now))
                 now = self._hours(now, tomorrow + 5 * HOUR)
+                if day == list(_each(LIVE_DAYS))[-1] and not self.requests:
+                    self._order()
                 runs, now = self._drift(now)
                 part.runs += runs
+
+    def _order(self) -> None:
+        """Asks for a retrain as people do."""
+        main = [sys.executable, "-c", "from ml.cli import main; main()"]
+        order = ["policy", "force", "--by", "demo", "--reason", WHY]
+        done = subprocess.run([*main, *order], capture_output=True, text=True, check=True, cwd=ROOT)
+        say(f"    evergreen policy force: {done.stdout.strip()}")
 
     def _drift(self, now: datetime) -> tuple[list[Run], datetime]:
         """Judges drift, and trains and releases if it asks for that; returns the runs, and what time it is after them."""
@@ -96,6 +113,7 @@ class Story:
         drift = self.airflow.run("drift", now)
         decision = demo_report.latest("retrain", now)
         say(f"    drift says {decision.verdict}: {decision.reason}")
+        say(f"    its note: {self.airflow.note(drift)}")
         if drift.states["request_retrain"] != "success":
             return [drift], now
         self.requests.append(f"{now:%-d %B}: {decision.reason}")

@@ -8,7 +8,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from ml.config import ROOT, Settings
+from ml.settings import ROOT, Settings
 
 BIN = Path(sys.executable).parent
 USER = "admin"

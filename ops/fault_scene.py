@@ -89,7 +89,7 @@ def scene() -> Iterator[Scene]:
     from ops.bench_features import landed_days
 
     with landed_days(FIRST, TICK.date() + timedelta(days=1)), contextlib.ExitStack() as stack:
-        from ml.config import settings
+        from ml.settings import settings
 
         home = settings().var
         store = SQLiteFile(home)

@@ -26,8 +26,8 @@ from pathlib import Path
 
 import psutil
 
-from ml.config import ROOT, Settings, settings
 from ml.errors import EvergreenError
+from ml.settings import ROOT, Settings, settings
 from ops import environment
 
 START_SECONDS = 240.0
@@ -135,6 +135,11 @@ def status() -> bool:
         well &= state == "healthy"
         print(f"  {service.name:8} {state:12} http://{settings().host}:{service.port}   log: {_log(service.name)}")
     return well
+
+
+def well(name: str) -> bool:
+    """Whether a service, with all that belongs to it, is healthy now."""
+    return next(service for service in services() if service.name == name).healthy()
 
 
 def summary() -> str:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.refs import Recipe, Window
+from ml.settings import settings
 from ops import serving_peers
 from ops.bench_features import landed, say
 

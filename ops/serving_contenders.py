@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import psutil
 
-from ml.config import ROOT
+from ml.settings import ROOT
 from ops.load import post
 from ops.serving_case import Case, ContenderError
 

@@ -69,9 +69,10 @@ def plain_raw() -> Any:
     """FastAPI and ONNX Runtime; the caller sends the raw row, features come from this repository's assembler and store."""
     from fastapi import FastAPI
 
-    from ml.config import load_params, settings
+    from ml.config import load_params
     from ml.features.assembly import Assembler
     from ml.features.online import open_store
+    from ml.settings import settings
 
     params = load_params()
     spec = params.tables[params.problem.table]

@@ -12,13 +12,14 @@ from typing import Any, cast
 import numpy as np
 import pydantic_core
 
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.features.assembly import Assembler
 from ml.features.online import Key, OnlineStore, Payload, open_store
 from ml.packaging.bundle import Bundle
 from ml.serving.log import Entry, PredictionLog
 from ml.serving.predictor import Predictor
 from ml.serving.schema import Answer, RequestSchema
+from ml.settings import settings
 from ops.bench_features import say, show
 from ops.serving_case import Case
 

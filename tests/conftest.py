@@ -11,6 +11,7 @@ import pytest
 from ml import config, ledger, store, tracking
 from ml.packaging.bundle import Bundle
 from ml.refs import VersionRef
+from ml.settings import settings
 from tests.redis_server import RedisServer, running
 from tests.sample_bundle import sample_bundle
 
@@ -40,7 +41,7 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.setenv("EVERGREEN_VAR", str(tmp_path_factory.mktemp("mlflow")))
         forget()
         tracking.init_store()
-        database = config.settings().var / "mlflow.db"
+        database = settings().var / "mlflow.db"
     forget()
     return database
 
@@ -48,7 +49,7 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def register(empty_registry: Path, workspace: Path) -> Callable[..., VersionRef]:
     """Registers the next version in a real registry, with a real bundle in the store; tags can be changed."""
-    shutil.copy(empty_registry, config.settings().var / "mlflow.db")
+    shutil.copy(empty_registry, settings().var / "mlflow.db")
 
     def registered(**changes: str) -> VersionRef:
         name = config.load_params().problem.name
@@ -74,5 +75,5 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 
 def forget() -> None:
     """Makes this process read its environment again."""
-    for cached in (config.settings, config.load_params, ledger._engine):
+    for cached in (settings, config.load_params, ledger._engine):
         cached.cache_clear()

@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 from ml import metrics, significance
-from ml.config import ROOT, load_params
+from ml.config import load_params
+from ml.settings import ROOT
 from ops import bench_gates
 from ops import gate_trials as gt
 

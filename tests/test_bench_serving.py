@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
@@ -11,12 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
-from ml.config import ROOT
+from ml.settings import ROOT
 from ops import bench_serving, serving_turns
 from ops.load import Point, offer, post
 from ops.serving_case import Case
@@ -173,27 +176,51 @@ def test_report__ratios_are_ours_to_theirs(capsys: pytest.CaptureFixture[str]) -
     assert "mlflow was not measured: it does not start" in capsys.readouterr().out
 
 
+def test_confirmed__steps_down_further_each_time_until_a_rate_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+
+    def measured(server: object, rate: float, plan: object, seed: int, limit: float) -> bench_serving.Measured:
+        tried.append(rate)
+        return bench_serving.Measured(Point(rate, 100, 100, 0, 1.0, 9.0 if rate <= edge else 11.0, 12.0, 1.0, 0.1, False), 1.0)
+
+    monkeypatch.setattr(bench_serving, "server_point", measured)
+    plan, server = bench_serving.Plan(100, 1, 1, 1.05), cast("bench_serving.contenders.Server", None)  # not looked at
+    edge = 800.0
+    found = bench_serving.confirmed(server, 1000.0, plan, 10.0)
+    assert found is not None and found.point.rate == tried[-1] <= edge < tried[-2]
+    steps = [after / before for before, after in pairwise(tried)]
+    assert tried[0] == 1000 and steps == sorted(steps, reverse=True)
+    edge = 1.0
+    tried.clear()
+    assert bench_serving.confirmed(server, 1000.0, plan, 10.0) is None
+    assert (len(tried), 200 < tried[-1] < 250) == (bench_serving.CONFIRMATIONS, True)
+
+
 def test_in_turns__each_server_is_asked_at_each_rate_in_each_round(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, float]] = []
+    ticks = itertools.count(step=0.05)
 
     def offered(port: int, requests: list[bytes], rate: float, count: int, seed: int = 0) -> Point:
         asked.append((port, rate))
         return offer(port, requests, rate, min(count, 50), seed=seed)
 
     monkeypatch.setattr(serving_turns, "offer", offered)
+    # the kernel counts CPU in hundredths of a second, which fifty requests need not reach: each look finds 0.05 s more
+    monkeypatch.setattr(bench_serving.contenders, "cpu_seconds", lambda pid: bench_serving.contenders.Cpu(next(ticks), 0.0))
     case = Case(tmp_path, b"", [{}], [{"a": 1.0}], np.zeros(1), np.zeros(1), ["a"], [], "echo")
     echo = next(c for c in bench_serving.contenders.CONTENDERS if c.name == "echo")
     cores = os.sched_getaffinity(0)
-    serving_turns.in_turns([echo, replace(echo, name="other")], case, min(cores), [100.0, 200.0], 2, 1000.0)
+    serving_turns.in_turns([echo, replace(echo, name="other")], case, min(cores), [100.0, 200.0], 2, 1e6)
     ports = list(dict.fromkeys(port for port, _ in asked))
     assert asked[2:] == [(port, rate) for _ in range(2) for rate in (100.0, 200.0) for port in ports], "after a warm-up of each"
     assert os.sched_getaffinity(0) == cores
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| 100", "| 200"))]
-    assert [row[:2] for row in rows] == [[f"| {rate}", name] for rate in ("100", "200") for name in ("echo", "other")]
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| 100", "| 200"))]
+    assert [row[:2] for row in rows] == [[rate, name] for rate in ("100", "200") for name in ("echo", "other")]
     for row in rows:
-        assert 0 < float(row[2]) <= float(row[3]) and row[4] == "2 of 2" and float(row[5]) > 0 and row[6].startswith("0")
+        assert 0 < float(row[2]) <= float(row[3])
+        assert row[4:] == ["2 of 2", "1,000", "0"]
 
 
 def test_bench_serving__teaches_and_refuses_an_unknown_contender() -> None:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ml import cli
-from ml.config import ROOT
+from ml.settings import ROOT
 
 
 def evergreen(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ml.config import ROOT, load_params, settings
+from ml.config import load_params
 from ml.errors import ConfigError
+from ml.settings import ROOT, settings
 
 SHIPPED = (ROOT / "params.yaml").read_text()
 
@@ -20,7 +21,7 @@ SHIPPED = (ROOT / "params.yaml").read_text()
         ("tick_minutes: 60", "tick_minutes: often", r"features\.tick_minutes = 'often'"),
         ("table: flights", "table: trains", r"problem\.table 'trains' is not among tables: flights, weather, planes"),
         ("key: [tailnum]", "key: [tail]", r"column 'tail' is not among columns: tailnum"),
-        ("confirm_days: 2", "confirm_days: 9", r"confirm_days ≤ window_days must hold, but got \(9, 3\)"),
+        ("confirm_days: 2", "confirm_days: 9", r"confirm_days ≤ window_days must hold, but got \(9, 5\)"),
         ("holdout_days: 14", "holdout_days: 80", r"holdout_days \+ folds × fold_days must be below window_days, but 108 ≥ 90"),
         ("high: 8,", "high: 4,", r"low ≤ default ≤ high must hold, but got \(3\.0, 5\.0, 4\.0\)"),
         ("task: binary", "task: multiclass", r"task multiclass with 0 classes: multiclass needs three or more, others none"),

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml import store
-from ml.config import settings
 from ml.errors import IntegrityError, NotFoundError
+from ml.settings import settings
 
 
 def test_get__refuses_truncated_bytes(workspace: Path) -> None:

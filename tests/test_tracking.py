@@ -12,8 +12,8 @@ import mlflow
 import pytest
 
 from ml import tracking
-from ml.config import settings
 from ml.errors import NotFoundError
+from ml.settings import settings
 from tests.sample_bundle import graph
 
 MODEL = graph(0.5, 2, 1)

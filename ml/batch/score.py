@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.packaging.bundle import Bundle
 from ml.packaging.parity import predict, session
 from ml.serving.segments import SCHEMA, completed, named
+from ml.settings import settings
 
 
 def folder() -> Path:

@@ -20,8 +20,9 @@ from typing import Literal, TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ml.config import Table, load_params, settings
+from ml.config import Table, load_params
 from ml.data.versions import Merged, merge
+from ml.settings import settings
 
 log = logging.getLogger(__name__)
 

@@ -19,13 +19,14 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ml.config import Table, load_params, settings
+from ml.config import Table, load_params
 from ml.data.asof import known_sql, order, run
 from ml.data.landed import current_static, landed_days, same_rows, write_rows
 from ml.data.schema import arrow_schema
 from ml.data.sources import BadFileError, open_source
 from ml.errors import SourceError
 from ml.refs import LandingRef, Window
+from ml.settings import settings
 from ml.store import sha256
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,14 @@ KEEP_STAGING = timedelta(days=2)  # wall clock; long enough for every retry of a
 REPORT_EVERY = 3.0  # seconds between two lines of progress
 
 
-def land(window: Window, as_of: datetime) -> LandingRef:
+def land(window: Window, as_of: datetime, beside_others: bool = False) -> LandingRef:
     """Stages the interval, and again the `landing.lookback_days` days before it that were landed earlier: outcomes arrive late.
 
     Args:
         window: data days; a row belongs to the UTC day of its event time.
         as_of: naive UTC. Outcomes with a later `known_at` are staged as NULL.
+        beside_others: landings of the days around may be under way (a backfill). Then the days before are staged whether they
+            were landed or not: else what is known of them in the end would depend on who was first.
 
     Returns:
         A reference whose key holds window, `as_of` and a digest of the content: the same landing twice is one staging folder.
@@ -55,7 +58,8 @@ def land(window: Window, as_of: datetime) -> LandingRef:
     aside = staging / f".{uuid.uuid4().hex}"
     aside.mkdir(parents=True)
     try:
-        rows = {table: _stage(table, spec, window, as_of, aside / table, name) for table, spec in params.tables.items()}
+        where = {table: (aside / table, name) for table in params.tables}
+        rows = {t: _stage(t, spec, window, as_of, *where[t], beside_others) for t, spec in params.tables.items()}
         if rows[params.problem.table] == 0:
             raise SourceError(
                 f"table '{params.problem.table}' has no rows with event time in {window}",
@@ -109,7 +113,7 @@ def progress(things: Iterable[T], total: int, what: str) -> Iterator[T]:
         yield thing
 
 
-def _stage(table: str, spec: Table, window: Window, as_of: datetime, folder: Path, name: str) -> int:
+def _stage(table: str, spec: Table, window: Window, as_of: datetime, folder: Path, name: str, before_too: bool) -> int:
     """Stages one table; returns how many rows of the window itself were read."""
     began = time.monotonic()
     start, end = _midnight(window.start), _midnight(window.end)
@@ -126,7 +130,7 @@ def _stage(table: str, spec: Table, window: Window, as_of: datetime, folder: Pat
         return plain.num_rows
     earlier, inside, days = set(landed_days(table)), 0, list(_slices(rows.column("__day")))
     for day, offset, count in progress(days, len(days), f"landing {table}, days"):
-        if day < window.start and day.isoformat() not in earlier:
+        if day < window.start and not before_too and day.isoformat() not in earlier:
             continue
         write_rows(plain.slice(offset, count), folder / f"{day}.parquet")
         inside += count if day >= window.start else 0

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ml import ledger
-from ml.config import ROOT, load_params, settings
+from ml.config import load_params
 from ml.data.landed import landed_days, locked, newest_as_of, raw_folder
 from ml.errors import NotFoundError, SnapshotError
 from ml.refs import SnapshotRef
+from ml.settings import ROOT, settings
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -111,17 +112,21 @@ def restore(ref: SnapshotRef, folder: Path | None = None) -> Path:
 def find(as_of: datetime) -> SnapshotRef:
     """The version to use for work as of a moment: the newest one that was made by then.
 
-    If there is none, the oldest that covers the moment: feature code hides what was not known yet.
+    If there is none, or it lacks the day before while a version of a later day has it (days were landed long after, as a backfill
+    does, or out of order), then the oldest that covers the moment, if possible without a hole, and of equally old ones the last
+    that was made: a backfill goes on adding days to the same knowledge. Code that reads it hides what was not known yet.
 
     Raises:
         NotFoundError: no version covers it.
     """
     refs = [SnapshotRef.model_validate(entry.evidence) for entry in ledger.entries(KIND)]
-    before = [ref for ref in refs if ref.as_of <= as_of]
-    if before:
-        newest = max(ref.as_of for ref in before)
-        return [ref for ref in before if ref.as_of == newest][-1]
     covering = [ref for ref in refs if ref.first_day < as_of.date() <= ref.last_day + timedelta(days=1)]
+    later = [ref for ref in covering if ref.as_of.date() > as_of.date()]  # of the same day: the next landing, not yet due
+    before = [ref for ref in refs if ref.as_of <= as_of]
+    newest = [ref for ref in before if ref.as_of == max(other.as_of for other in before)][-1:]
+    if newest and (newest[0] in covering or not later):
+        return newest[0]
+    covering = later if newest else covering
     if not covering:
         spans = (
             f"{len(refs)} versions, {min(r.first_day for r in refs)} to {max(r.last_day for r in refs)}"
@@ -131,7 +136,14 @@ def find(as_of: datetime) -> SnapshotRef:
         raise NotFoundError(
             f"no snapshot covers {as_of:%Y-%m-%d %H:%M} (there are: {spans})", "run `ingest` for the days before it"
         )
-    return min(covering, key=lambda ref: ref.as_of)
+    covering = [ref for ref in covering if _has_every_day(ref)] or covering
+    return [ref for ref in covering if ref.as_of == min(other.as_of for other in covering)][-1]
+
+
+def _has_every_day(ref: SnapshotRef) -> bool:
+    """Whether it has as many files as its span has days, for each table with time. (A source may have days without rows.)"""
+    timed = sum(spec.event_time is not None for spec in load_params().tables.values())
+    return ref.files >= timed * ((ref.last_day - ref.first_day).days + 1)
 
 
 def by_digest(digest: str) -> SnapshotRef:

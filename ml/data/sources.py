@@ -27,11 +27,12 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from ml.config import Table, settings
+from ml.config import Table
 from ml.data.asof import in_interval, must_have_time, with_event
 from ml.data.query import literal, parquet
 from ml.data.schema import arrow_schema, typed
 from ml.errors import ConfigError, SourceError
+from ml.settings import settings
 from ml.store import sha256
 
 

@@ -28,12 +28,13 @@ from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier, ValidationResultIdentifier
 
 import great_expectations as gx
-from ml.config import ROOT, load_params, settings
+from ml.config import load_params
 from ml.data.landed import publish, read_rows
 from ml.data.landing import quarantine_folder, staged
 from ml.data.quality import Broken, but_one_copy, raise_for, split
 from ml.errors import ConfigError, NotFoundError
 from ml.refs import LandingRef, ValidationRef
+from ml.settings import ROOT, settings
 
 log = logging.getLogger(__name__)
 

@@ -105,12 +105,12 @@ def render(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> bytes:
     Returns:
         UTF-8 HTML. All strings of the report are escaped.
     """
-    known = _known(report)
+    known = measured(report)
     decision = known.get("decision", {})
     checks = sorted(decision.get("checks", []), key=lambda check: check["passed"])  # failed ones first
     slices = sorted(known.get("slices", []), key=lambda row: row.get("verdict") != "worse")
     html = (
-        _templates()
+        templates()
         .get_template("page.html.j2")
         .render(
             report=known,
@@ -131,7 +131,7 @@ def render(report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> bytes:
 
 def card(report: Mapping[str, Any]) -> str:
     """The registry's description: Markdown of fewer than `CARD_LIMIT` characters; free text is escaped, and cut if too long."""
-    known = _known(report)
+    known = measured(report)
     for longest in (500, 300, 150, 60):
         text = _card(known, longest)
         if len(text) < CARD_LIMIT:
@@ -171,12 +171,12 @@ def _decimals(values: Iterable[float]) -> int:
     return 1 if largest >= 100 else 2 if largest >= 10 else 4
 
 
-def _known(value: Any) -> Any:
+def measured(value: Any) -> Any:
     """Without nulls and NaN in mappings; within a list a missing number becomes None, so that places stay aligned."""
     if isinstance(value, Mapping):
-        return {key: kept for key, part in value.items() if (kept := _known(part)) is not None}
+        return {key: kept for key, part in value.items() if (kept := measured(part)) is not None}
     if isinstance(value, list | tuple):
-        return [_known(part) for part in value]
+        return [measured(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -253,17 +253,18 @@ def _by_section(pictures: Mapping[str, bytes]) -> dict[str, list[dict[str, str]]
     return sections
 
 
-def _templates() -> Environment:
+def templates(*more: Path) -> Environment:
+    """Templates of this folder, and of `more` folders, whose pages look like this one. All that they fill in is escaped."""
     # absent keys are a normal case of the report, hence the chainable undefined
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=folder, autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
+    folders = FileSystemLoader([Path(__file__).parent, *more])
+    environment = Environment(loader=folders, autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=number, label=label)
     return environment
 
 
 def _card(report: Mapping[str, Any], longest: int) -> str:
     def text(value: object) -> str:
-        return _plain(value, longest)
+        return plain(value, longest)
 
     decision, lineage, about = report.get("decision", {}), report.get("lineage", {}), report.get("card", {})
     lines = [f"## {text(report.get('title', 'Candidate'))}", ""]
@@ -306,12 +307,12 @@ def _headlines(report: Mapping[str, Any]) -> list[str]:
         direction = f" ({row['better']} is better)" if row["better"] else ""
         cells = (row["cells"][i] for i in places)
         figures = (cell["text"] + (f" ({cell['interval']})" if cell["interval"] else "") for cell in cells)
-        lines.append(f"| {_plain(row['label'], 40)}{direction} | " + " | ".join(figures) + " |")
+        lines.append(f"| {plain(row['label'], 40)}{direction} | " + " | ".join(figures) + " |")
     rows = [f"{report['rows']:,} rows"] if "rows" in report else []
     return [*lines, *(["", f"On {rows[0]} of the holdout."] if rows else [])]
 
 
-def _plain(value: object, longest: int) -> str:
+def plain(value: object, longest: int) -> str:
     """One line that Markdown shows as it is: no markup, no HTML, no table cell; cut at `longest` characters."""
     line = " ".join(str(value).split())
     line = line if len(line) <= longest else line[: longest - 1].rstrip() + "…"

@@ -46,17 +46,35 @@ def histories(params: Params, inputs: Inputs, start: datetime, end: datetime) ->
     return found
 
 
+def prepare(params: Params, inputs: Inputs, days: list[date]) -> list[date]:
+    """Stores the histories of landed days, for whoever asks for them later; returns the days that were not there yet.
+
+    Any number of processes may do so at once: equal inputs have one name in the store, and each write is whole.
+    """
+    module = load_module(params)
+    if not days or all(_is_static(view) for view in module.views):
+        return []
+    return _digests(params, module, inputs, days)[1]
+
+
 def _packs(params: Params, module: FeatureModule, inputs: Inputs, days: list[date]) -> dict[date, dict[str, bytes]]:
     """By day, Parquet of each view's history of that day."""
+    digests, _ = _digests(params, module, inputs, days)
+    return {day: store.unpack(store.get(digest)) for day, digest in digests.items()}
+
+
+def _digests(params: Params, module: FeatureModule, inputs: Inputs, days: list[date]) -> tuple[dict[date, str], list[date]]:
+    """Digest of each day's pack, computed where it is missing; and the days that were."""
     keys = _keys(params, module, inputs.root, days)
-    digests = {day: store.recall(key) for day, key in keys.items()}
-    for run in _runs([day for day, digest in digests.items() if digest is None]):
+    found = {day: store.recall(key) for day, key in keys.items()}
+    missing = [day for day, digest in found.items() if digest is None]
+    for run in _runs(missing):
         log.info("computing history, days %s to %s", run[0], run[-1])
         made = _compute(params, module, inputs.read, midnight(run[0]), midnight(run[-1] + DAY))
         for day in run:
-            digests[day] = digest = store.put(store.pack({name: _of_day(table, day) for name, table in made.items()}))
+            found[day] = digest = store.put(store.pack({name: _of_day(table, day) for name, table in made.items()}))
             store.remember(keys[day], digest)
-    return {day: store.unpack(store.get(digest)) for day, digest in digests.items() if digest is not None}
+    return {day: digest for day, digest in found.items() if digest is not None}, missing
 
 
 def _compute(params: Params, module: FeatureModule, read: Reader, start: datetime, end: datetime) -> dict[str, pa.Table]:

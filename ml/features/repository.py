@@ -29,13 +29,14 @@ from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.types import Float64, String
 from feast.value_type import ValueType
 
-from ml.config import Params, load_params, settings
+from ml.config import Params, load_params
 from ml.data.query import parquet, quoted
 from ml.errors import NotFoundError
 from ml.features.definitions import Entity, Latest, Recent, View, code_digest, load_module, source_table
 from ml.features.history import values_at
 from ml.features.offline import Lookup
 from ml.features.online import open_store
+from ml.settings import settings
 
 # Importing Feast puts a folder into the environment, so that prometheus_client, here and in child processes, keeps its counters
 # in files which processes share. Imported before Feast it has chosen not to; and the children shall not hear of it.

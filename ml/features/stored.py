@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ml import store
-from ml.config import Params, load_params, settings
+from ml.config import Params, load_params
 from ml.data import rows
 from ml.features import days, inputs, offline
 from ml.features.definitions import code_digest, load_module
 from ml.refs import FeatureSetRef, SnapshotRef, Window
+from ml.settings import settings
 
 
 def build(root: Path, snapshot: SnapshotRef, window: Window, as_of: datetime) -> FeatureSetRef:

@@ -284,8 +284,9 @@ def _below(found: Bounds, limit: float) -> str:
 
 def _check(name: str, verdict: str, found: Bounds, limit: float, n: int, detail: str) -> Check:
     words = {"pass": "", "fail": "harm is shown: ", "running": "not shown yet: "}
-    value = found.value if math.isfinite(found.value) else None
-    return Check(name=name, passed=verdict == "pass", value=value, threshold=limit, n=n, detail=words[verdict] + detail)
+    known = math.isfinite(found.value)
+    told = words[verdict] + (detail if known else f"nothing to compare yet, limit {limit:g}")
+    return Check(name=name, passed=verdict == "pass", value=found.value if known else None, threshold=limit, n=n, detail=told)
 
 
 def _over(above: float, below: float) -> float:

@@ -128,8 +128,8 @@ def alert(report: Report, decision: Decision) -> SkewError:
               f"{worst[0].examples[0][2]!r}" if worst else ""  # fmt: skip
     return SkewError(
         f"{decision.verdict}: {decision.reason}{example}",
-        "see `evergreen ledger --kind skew`; usual causes: rows that reached the source later than their known_at says, requests "
-        "whose fields differ from the landed row's, a service or refresh that runs other feature code",
+        "see `evergreen ledger show --kind skew`; usual causes: rows that reached the source later than their known_at says, "
+        "requests whose fields differ from the landed row's, a service or refresh that runs other feature code",
     )
 
 

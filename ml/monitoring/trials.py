@@ -21,11 +21,11 @@ from ml.errors import ConfigError, EvergreenError, NotEnoughDataError, NotFoundE
 from ml.evaluation.report import scoring_of
 from ml.monitoring import experiment, rollout
 from ml.monitoring.experiment import CONTROL, Forecast, Metric, Report
-from ml.serving import log, manifest, release
+from ml.serving import endings, log, manifest, release
 from ml.serving.manifest import Deployed, Experiment, Manifest
 from ml.serving.router import SHADOW
 
-KIND = release.TRIAL
+KIND = endings.KIND
 TRAFFIC_DAYS = 7
 """The newest days of the log (event time) that a forecast is made from."""
 
@@ -91,7 +91,7 @@ def start(plan: Plan, by: str, reason: str, as_of: datetime | None = None) -> tu
         StaleWriteError: another change came in between.
     """
     _require_sense(plan)
-    release.note_endings()
+    endings.note()
     now = _require_champion()
     if now.canary is not None:
         raise EvergreenError(
@@ -115,7 +115,7 @@ def start(plan: Plan, by: str, reason: str, as_of: datetime | None = None) -> tu
     if now.experiment is not None:  # it was killed before it could note the start
         _note_start(plan, needs, now)
         return now, needs
-    at, clock = as_of or release.data_now(), datetime.now(UTC).replace(tzinfo=None)
+    at, clock = as_of or ledger.data_now(), datetime.now(UTC).replace(tzinfo=None)
     trial = Experiment(name=plan.name, share=plan.share, arms=arms, started_at=clock)
     published = manifest.change(f"{KIND}-{plan.name}", at, by, reason or f"experiment {plan.name}", experiment=trial)
     _note_start(plan, needs, published)
@@ -147,15 +147,15 @@ def stop(by: str, reason: str, adopt: str | None = None, as_of: datetime | None 
         NothingToDo: none runs.
         NotFoundError: it has no such arm.
     """
-    release.note_endings()
-    now, at = _require_champion(), as_of or release.data_now()
+    endings.note()
+    now, at = _require_champion(), as_of or ledger.data_now()
     if now.experiment is None:
         raise NothingToDo("no experiment runs")
     trial = now.experiment
     if adopt is not None and adopt not in trial.arms:
         raise NotFoundError(f"experiment {trial.name!r} has no arm {adopt!r}", f"choose one of: {', '.join(sorted(trial.arms))}")
     why = reason or (f"experiment {trial.name}: arm {adopt} adopted" if adopt else f"experiment {trial.name} ended")
-    key = release.stop_key(trial.name)
+    key = endings.key(trial.name)
     if adopt is None or trial.arms[adopt] == now.champion:
         published = manifest.change(key, at, by, why, experiment=None)
     else:
@@ -167,8 +167,8 @@ def stop(by: str, reason: str, adopt: str | None = None, as_of: datetime | None 
 
 def ending(name: str) -> str | None:
     """How an experiment ended, in words; None while it runs."""
-    release.note_endings()
-    last = next((e for e in ledger.entries(KIND, subject=name) if e.key == release.stop_key(name)), None)
+    endings.note()
+    last = next((e for e in ledger.entries(KIND, subject=name) if e.key == endings.key(name)), None)
     if last is None:
         return None
     return last.reason if last.reason.startswith(last.verdict) else f"{last.verdict} by {last.evidence['by']}: {last.reason}"
@@ -187,7 +187,7 @@ def begun(name: str | None = None) -> ledger.Entry:
             raise NotFoundError("no experiment runs", f"name a past one: {'; '.join(past) or 'none'}")
         name = now.experiment.name
     if not (notes := _notes(name)):
-        raise NotFoundError(f"there was no experiment {name!r}", "see `evergreen ledger --kind experiment`")
+        raise NotFoundError(f"there was no experiment {name!r}", "see `evergreen ledger show --kind experiment`")
     return notes[0]
 
 

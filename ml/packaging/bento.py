@@ -27,9 +27,9 @@ import psutil
 
 import ml
 from ml import store
-from ml.config import settings
 from ml.errors import EvergreenError
 from ml.packaging.bundle import Bundle
+from ml.settings import settings
 
 REQUIREMENTS = (
     *(

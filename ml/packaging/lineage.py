@@ -7,9 +7,10 @@ import json
 from importlib.metadata import PackageNotFoundError, version
 
 from ml import store
-from ml.config import ROOT, load_params
+from ml.config import load_params
 from ml.refs import FeatureSetRef, ShippedRef, TrainPlan
 from ml.revision import revision
+from ml.settings import ROOT
 
 CODE = ("ml/data", "ml/features", "ml/training", "ml/packaging/artifacts.py", "ml/packaging/graph.py")
 """What turns raw data and parameters into a model."""

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from ml import ledger, store, tracking
-from ml.config import ROOT, Params, Settings, load_params
+from ml.config import Params, load_params
 from ml.data import snapshots
 from ml.errors import EvergreenError, IntegrityError, NotFoundError
 from ml.features.definitions import code_digest as feature_digest
 from ml.packaging import lineage
 from ml.refs import Recipe, Ref, Window
 from ml.revision import git
+from ml.settings import ROOT, Settings
 
 KIND = "rebuild"
 NEEDED = ("snapshot", "code", "feature_code", "params_file", "revision", "train", "holdout", "learned", "as_of", "family",

@@ -20,7 +20,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from starlette.routing import Route
 
-from ml.config import settings
 from ml.packaging.bundle import Bundle
 from ml.serving import logs
 from ml.serving.about import metadata as about_service
@@ -30,6 +29,7 @@ from ml.serving.predictor import PredictionError
 from ml.serving.schema import RequestError
 from ml.serving.service import NotReadyError, Service
 from ml.serving.telemetry import COUNTS, SHARED
+from ml.settings import settings
 
 SANDBOX = "EVERGREEN_SANDBOX"
 """Set to 1 for a smoke test: nothing is logged as a prediction, and ``POST /parity`` answers feature values."""

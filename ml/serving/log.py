@@ -25,10 +25,11 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.features.definitions import Value
 from ml.serving import segments
 from ml.serving.segments import SCHEMA
+from ml.settings import settings
 
 __all__ = ["SCHEMA", "SHADOW", "Entry", "PredictionLog", "answers_by", "folder", "read_online", "since_manifest"]
 

@@ -17,6 +17,9 @@ from ml.config import load_params
 from ml.errors import ConfigError, StaleWriteError
 from ml.refs import Ref
 
+KIND = "manifest"
+"""Of the ledger entry that each manifest has: one transaction writes both, so the ledger's chain proves what served when."""
+
 _table = sa.Table(
     "manifests",
     ledger.metadata,
@@ -119,8 +122,13 @@ def publish(document: Manifest, expected_version: int) -> Manifest:
         raise _stale(document, expected_version, found)
     row = {"name": document.name, "version": document.version, "key": document.key, "document": document.model_dump_json()}
     try:
-        with ledger.engine().begin() as connection:
+        with ledger.locked(ledger.engine()) as connection:
             connection.execute(sa.insert(_table).values(**row))
+            subject, key = (
+                f"v{document.champion.version}" if document.champion else "none",
+                f"{KIND}-{document.name}-{document.version}",
+            )
+            ledger.append(connection, KIND, key, document.changed_at, subject, "published", document.reason, document.to_xcom())
     except sa.exc.IntegrityError:
         if (done := _by_key(document)) is not None:
             return _same_or_stale(done, document)

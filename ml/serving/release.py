@@ -6,19 +6,18 @@ ledger; each may be done again after a crash at any point, with the same effect.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from itertools import pairwise
+from datetime import datetime
 from typing import Any
 
 from ml import ledger, store, tracking
 from ml.config import load_params
 from ml.errors import EvergreenError, NotFoundError, NothingToDo
 from ml.refs import Decision, VersionRef
-from ml.serving import manifest
+from ml.serving import endings, manifest
 from ml.serving.manifest import Deployed, Manifest
 
-KIND, TRIAL = "canary", "experiment"
-"""Kinds of ledger entries."""
+KIND = "canary"
+"""Kind of ledger entry."""
 PASSED, REFUSED, SKIPPED, APPROVED = "passed", "refused", "skipped", "approved"
 FINAL = {PASSED, REFUSED, SKIPPED, APPROVED}
 """Verdicts after which a release's canary is not looked at again."""
@@ -155,7 +154,8 @@ def promote(version: VersionRef, as_of: datetime, said: str = "", by: str = "") 
         by: who said it.
 
     Raises:
-        EvergreenError: it did not pass its gate, comes from a backfill, or its canary has not passed; an experiment runs.
+        EvergreenError: it did not pass its gate, comes from a backfill, or its canary has not passed; an experiment runs; the
+            newest watched day's data broke.
         NothingToDo: its canary was refused, or a person said no.
         StaleWriteError: another change came in between.
     """
@@ -166,7 +166,7 @@ def promote(version: VersionRef, as_of: datetime, said: str = "", by: str = "") 
         _require_leave(version, as_of, said, by)
     reason = next((e.reason for e in ledger.entries("gate", subject=f"v{version.version}")), "released by hand")
     published = done or manifest.promote(deployable(version), as_of, "release", reason, key)
-    note_endings()
+    endings.note()
     _name_champion("promotion", f"promotion-{published.version}", published, as_of, reason)
     return published
 
@@ -185,6 +185,7 @@ def _require_leave(version: VersionRef, as_of: datetime, said: str, by: str) -> 
         raise NothingToDo(f"the release of version {version.version} was refused: {entry.reason}")
     if now is None or now.champion is None or now.champion == deployable(version):
         return
+    _require_whole()
     if now.experiment is not None:
         raise EvergreenError(f"experiment {now.experiment.name!r} runs", "end it with `evergreen experiment stop`")
     if said == YES and entry is None and owns(version, as_of):
@@ -201,6 +202,19 @@ def _require_leave(version: VersionRef, as_of: datetime, said: str, by: str) -> 
         f"version {version.version} has not passed its canary as of {as_of:%Y-%m-%dT%H:%M:%S}: {state}",
         f"call `evergreen canary --as-of {as_of:%Y-%m-%dT%H:%M:%S}` until it says pass",
     )
+
+
+def _require_whole() -> None:
+    """Raises:
+    EvergreenError: on the newest day that was watched the data broke: what a candidate was judged by may be wrong.
+    """
+    days = [entry for entry in ledger.entries("retrain") if entry.verdict != "reported" and "line" in entry.evidence]
+    newest = max(days, key=lambda entry: (entry.as_of, entry.id)).evidence["line"] if days else {}
+    if broken := newest.get("broken"):
+        raise EvergreenError(
+            f"promotion is frozen: the data of {newest['day']} broke ({', '.join(broken)})",
+            "mend the data, clear the run of DAG drift for that day, then promote again; a rollback is possible at any time",
+        )
 
 
 # ---- rollback
@@ -224,7 +238,7 @@ def rollback(to: str | None, by: str, reason: str, as_of: datetime | None = None
     now = manifest.current()
     if now is None or now.champion is None:
         raise NotFoundError("nothing was ever deployed", "release a version first")
-    as_of = as_of or data_now()
+    as_of = as_of or ledger.data_now()
     if to is None and now.key.startswith("rollback-"):
         published = now
     elif to is None and (now.canary or now.experiment):
@@ -233,7 +247,7 @@ def rollback(to: str | None, by: str, reason: str, as_of: datetime | None = None
         published = _serve_again(now, _target(now, to), as_of, by, reason)
     if published.champion is None:
         raise NotFoundError(f"manifest {published.version} names no champion", "promote a version")
-    note_endings()
+    endings.note()
     _name_champion("rollback", f"rollback-{published.version}", published, published.changed_at, published.reason)
     return published
 
@@ -282,47 +296,6 @@ def _served() -> dict[str, Deployed]:
 
 def _shown(served: dict[str, Deployed]) -> str:
     return ", ".join(sorted(served, key=int)) or "none"
-
-
-def data_now() -> datetime:
-    """The present in data time, UTC without a zone: the wall clock; for a source that has ended, the latest time noted."""
-    clock, schedule = datetime.now(UTC).replace(tzinfo=None, microsecond=0), load_params().schedule
-    if schedule.end is None or clock.date() <= schedule.end:
-        return clock
-    return max((entry.as_of for entry in ledger.entries()), default=clock)
-
-
-# ---- the end of an experiment
-
-
-def stop_key(name: str) -> str:
-    """Of the manifest by which a person ends an experiment, and of the ledger's note of its end, whoever ended it."""
-    return f"{TRIAL}-{name}-stop"
-
-
-def note_endings() -> None:
-    """Notes the end of every experiment that is in the manifest no more: by which change, by whom and why. Again is once.
-
-    The manifests know all of it, so that a change that was killed before its note, or that was made past this module, gets one
-    when somebody next looks.
-    """
-    documents = manifest.history()
-    for before, out in pairwise(documents):
-        trial = before.experiment
-        if trial is None or (out.experiment is not None and out.experiment.name == trial.name):
-            continue
-        verdict, reason = "stopped", out.reason
-        if out.key != stop_key(trial.name):
-            reason = f"stopped by {_cause(out.key)}, manifest {out.version}, by {out.by}: {out.reason}"
-        elif out.champion != before.champion:
-            verdict = f"adopted {next(arm for arm, deployed in trial.arms.items() if deployed == out.champion)}"
-        evidence = {"manifest": out.version, "by": out.by}
-        ledger.record(TRIAL, stop_key(trial.name), out.changed_at, trial.name, verdict, reason, evidence)
-
-
-def _cause(key: str) -> str:
-    """What kind of change a manifest's key stands for."""
-    return {"rollback": "rollback", "promote": "promotion"}.get(key.partition("-")[0], f"change {key}")
 
 
 # ---- what they share

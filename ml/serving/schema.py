@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 
 import pydantic_core
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from ml.packaging.bundle import Bundle
+from ml.refs import naive_utc
 
 INT64 = Field(ge=-(2**63), lt=2**63)
 
@@ -103,14 +104,10 @@ def _document(body: bytes) -> Any:
         raise RequestError(422, [{"loc": ["body"], "msg": f"not JSON: {error}", "type": "json_invalid"}]) from None
 
 
-def _utc(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
-
-
 _TYPES: dict[str, Any] = {
     "string": Annotated[str, Field(max_length=256)],
     "int": Annotated[int, INT64],
     "float": float,
     "bool": bool,
-    "timestamp": Annotated[datetime, AfterValidator(_utc)],
+    "timestamp": Annotated[datetime, AfterValidator(naive_utc)],
 }

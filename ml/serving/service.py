@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.features.assembly import Known, Prepared
 from ml.features.online import open_store
 from ml.packaging.bundle import Bundle
@@ -29,6 +29,7 @@ from ml.serving.schema import RequestError
 from ml.serving.shadow import Shadows
 from ml.serving.team import team_of, team_of_one
 from ml.serving.telemetry import Telemetry
+from ml.settings import settings
 
 SWITCH_SECONDS = 0.0005
 """How long another thread's Python may keep the event loop waiting; the interpreter's own 5 ms would be felt."""

@@ -9,11 +9,11 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from ml.config import settings
 from ml.packaging.bento import BentoError, archive_of, boot
 from ml.packaging.bundle import Bundle
 from ml.refs import Check, Decision, VersionRef
 from ml.serving.predictor import PROBE_TOLERANCE
+from ml.settings import settings
 
 SANDBOX = {"EVERGREEN_SANDBOX": "1"}
 

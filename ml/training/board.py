@@ -22,8 +22,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ml.config import Dimension, FamilyName, Params, settings
+from ml.config import Dimension, FamilyName, Params
 from ml.refs import Recipe
+from ml.settings import settings
 from ml.training.folds import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from ml import steps, tracking
-from ml.config import ROOT, load_params
+from ml.config import load_params
 from ml.packaging.artifacts import Artifacts
 from ml.refs import BundleRef, EvaluationRef, FeatureSetRef, ModelRef, ShippedRef, TrainPlan, VersionRef, Window
+from ml.settings import ROOT
 from tests.conftest import forget
 
 SMALL = {

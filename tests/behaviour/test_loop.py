@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ml import ledger, steps, tracking
-from ml.config import load_params, settings
+from ml import ledger, steps, store, tracking
+from ml.config import load_params
 from ml.data import rows, snapshots
 from ml.errors import EvergreenError, NotFoundError
 from ml.features import inputs, stored
@@ -18,6 +19,7 @@ from ml.features.assembly import Assembler
 from ml.features.online import open_store
 from ml.refs import ModelRef, TrainPlan, VersionRef, Window
 from ml.serving import manifest
+from ml.settings import settings
 from tests.behaviour.chain import landed
 
 SMALL = {
@@ -113,12 +115,27 @@ def test_loop__promotes_scores_watches_and_decides(version: VersionRef) -> None:
 
     watched = steps.monitor(later.date(), later)
     assert watched.predictions == scored.rows
-    assert 2000 < watched.matured < 3000  # three matured days of about 900
+    assert 4500 < watched.matured < 6000  # six matured days of about 900
     assert 0.5 < watched.metrics["auc"] < 1
-    decision = steps.decide(watched)
-    assert decision == steps.decide(watched)
+    found = steps.decide(watched, "schedule")
+    assert found == steps.decide(watched, "schedule")
     (entry,) = ledger.entries("retrain")
-    assert (entry.verdict, entry.reason) == (decision.verdict, decision.reason)
+    assert (entry.verdict, entry.reason) == (found.decision.verdict, found.decision.reason)
+    reported = steps.decide(watched, "backfill")
+    assert (reported.decision.verdict, reported.request) == ("reported", "")
+    assert f"champion {version.version}: Reported only: AUC" in reported.note
+    assert "asks for nothing; it would say retrain: stale" in reported.note
+    assert (found.decision.verdict, found.phase) == ("retrain", "retraining"), "it is eight days old, and that is told"
+    assert (found.decision.reason[:6], found.request) == ("stale:", f"retrain-2013-02-08T03:00-v{version.version}-stale")
+    assert f"champion {version.version}: Retrain asked for: AUC" in found.note
+    document = json.loads(store.get(watched.report))
+    parts = {"health", "drifts", "prediction", "label", "realised", "overall", "harm", "estimate", "slices", "cost_curve"}
+    assert parts <= set(document)
+    assert (document["broken"], document["harm"]["verdict"], document["day"]) == ([], "unproven", "2013-02-07")
+    assert [one["day"] for one in document["realised"]] == [f"2013-02-0{i}" for i in range(1, 7)]
+    pages = settings().var / "monitoring"
+    assert (pages / "2013-02-07.html").read_bytes() == store.get(found.page), "a backfill leaves the page of the day that decided"
+    assert "2013-02-07.html" in (pages / "index.html").read_text()
 
     assert steps.materialise(later) > 1000
     assert steps.materialise(later - timedelta(hours=5)) == 0, "an older tick must not replace a newer one"

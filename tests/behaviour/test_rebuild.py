@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ml import cli, config, ledger, steps, store, tracking
-from ml.config import ROOT, load_params
+from ml import cli, ledger, steps, store, tracking
+from ml.config import load_params
 from ml.data import snapshots
 from ml.errors import EvergreenError, NotFoundError, SnapshotError
 from ml.monitoring import lineage
@@ -25,6 +25,7 @@ from ml.packaging.lineage import code_digest
 from ml.packaging.refit import as_judged
 from ml.refs import ShippedRef, VersionRef, Window
 from ml.serving import log
+from ml.settings import ROOT, settings
 from tests.behaviour.chain import AS_OF, SMALL, Chain, landed, relabelled, trained
 from tests.conftest import forget
 
@@ -71,7 +72,7 @@ def test_rebuild__gives_the_registered_graph_from_raw_data_and_recorded_paramete
     tags = tracking.tags(load_params().problem.name, trees.version)
     rows, params_file = Artifacts.load(tags["artifacts"]).fitted.learned.rows, store.get(tags["params_file"])
     assert load_params().train.ensemble == 1, "the present parameters would give another model"
-    here, other = config.settings(), chain.home / "other"
+    here, other = settings(), chain.home / "other"
     with pytest.MonkeyPatch.context() as patch:  # a store with nothing in it but the parameters
         patch.setenv("EVERGREEN_VAR", str(other))
         for name in ("ledger", "mlflow", "dvc_remote"):
@@ -175,7 +176,7 @@ def test_lineage__has_every_link(chain: Chain) -> None:
     later, week = AS_OF + timedelta(days=3), Window(start="2013-01-17", end="2013-01-19")
     steps.promote(chain.version.model_copy(update={"verdict": "promote"}), AS_OF)
     scored = steps.score(week, later)
-    steps.decide(steps.monitor(week.end, later))
+    steps.decide(steps.monitor(week.end, later), "schedule")
     answers = log.PredictionLog(log.folder())
     moment = datetime(2013, 1, 18, 12)
     entry = log.Entry("UA-1-EWR-20130118T1200", moment, moment, moment, number, 0.2, [], "r", None, {})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ml import config
+from ml.settings import settings
 from ml.training import tuning
 from tests.training.small import small
 from tests.training.test_tuning import Surface, same
@@ -20,7 +20,7 @@ def test_study__in_postgresql_has_the_winner_of_a_file(
     tuning.run_worker("study", (0, 1), params, [], Surface(params))
     in_file = same(tuning.winner("study", params, None))
     monkeypatch.setenv("EVERGREEN_OPTUNA", postgres_url)
-    config.settings.cache_clear()
+    settings.cache_clear()
     with ThreadPoolExecutor(3) as together:
         counts = list(together.map(lambda k: tuning.run_worker("study", (k, 3), params, [], Surface(params)), range(3)))
     assert sum(counts) >= params.tune.trials + 1

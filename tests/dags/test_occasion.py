@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from dags.common import Occasion, call, curable, occasion, step
+from dags.common import Occasion, call, check_asked, curable, occasion, say, step
 from ml import steps
-from ml.errors import DataQualityError, EvergreenError, NothingToDo, SnapshotError, SourceError, StaleWriteError
+from ml.errors import ConfigError, DataQualityError, EvergreenError, NothingToDo, SnapshotError, SourceError, StaleWriteError
 from ml.refs import Window
 
 NIGHT = (datetime(2013, 4, 4, 2, tzinfo=UTC), datetime(2013, 4, 5, 2, tzinfo=UTC))
@@ -58,6 +58,42 @@ def test_occasion__params_win_over_the_interval() -> None:
 def test_occasion__by_hand_with_half_of_the_days() -> None:
     with pytest.raises(EvergreenError, match="only one of the two"):
         _occasion("manual", start="2013-01-01").interval_window()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"start": "2013-01-01"}, "start=2013-01-01, end=None: only one"),
+        ({"end": "2013-01-01"}, "start=None, end=2013-01-01: only one"),
+        ({"start": "2013-01-02", "end": "2013-01-02"}, "start=2013-01-02 is not before end=2013-01-02"),
+        ({"start": "2013-01-02", "end": "2013-02-30"}, "day is out of range"),
+        ({"as_of": "2013-04-18T25:00:00"}, "hour must be in"),
+        ({"as_of": "yesterday"}, "write .* times as 2013-04-18T03:00:00"),
+    ],
+    ids=["no-end", "no-start", "empty", "no-such-day", "no-such-hour", "no-time"],
+)
+def test_occasion__that_does_not_fit_together(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_asked(asked)
+    with pytest.raises(ConfigError, match=said):
+        _occasion("manual", **asked)
+
+
+def test_asked__that_fits_together() -> None:
+    check_asked({"start": "2013-01-01", "end": "2013-01-02", "as_of": "2013-01-02T02:00:00Z", "reason": "why not"})
+    check_asked({"start": None, "end": "", "as_of": None})
+
+
+@pytest.mark.parametrize(("run_type", "note"), [("manual", "3 rows"), ("scheduled", "3 rows"), ("backfill", "Backfill: 3 rows")])
+def test_say__names_a_backfill(run_type: str, note: str) -> None:
+    from airflow.sdk.execution_time.context import set_current_context
+
+    pushed: dict[str, Any] = {}
+    instance = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
+    context: Any = {"ti": instance, "dag_run": SimpleNamespace(run_type=run_type)}
+    with set_current_context(context):
+        say("3 rows")
+    assert pushed == {"run_note": note}
 
 
 def test_occasion__by_hand_without_days() -> None:

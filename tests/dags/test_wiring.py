@@ -20,12 +20,17 @@ import yaml
 from airflow.sdk.exceptions import AirflowSkipException
 from typer.main import get_command
 
+from dags.common import TAGS
+from dags.words import words
 from ml.cli import app, step_names
-from ml.config import ROOT, load_params
+from ml.config import load_params
 from ml.serving import release
+from ml.settings import ROOT
 from tests.conftest import forget
 
-NAMES = ("ingest", "train", "release", "drift", "score", "online")
+NAMES = ("ingest", "features", "train", "release", "drift", "score", "online")
+SHARED = {"common", "links", "words"}
+"""Modules of ``dags/`` that hold no DAG."""
 ANNOUNCE = {"announce", "request_retrain"}
 """The tasks that are no steps: they emit an asset event, which only Airflow can."""
 PEOPLE = {"ask"}
@@ -45,7 +50,9 @@ def _tasks(dags: dict[str, Any]) -> set[str]:
 
 
 def test_dag_files__are_all_listed_here() -> None:
-    assert {path.stem for path in (ROOT / "dags").glob("*.py")} == {*NAMES, "common"}
+    assert {path.stem for path in (ROOT / "dags").glob("*.py")} == {*NAMES, *SHARED}
+    assert set((ROOT / "dags" / ".airflowignore").read_text().split()) == {f"{name}.py" for name in SHARED}
+    assert {path.stem for path in (ROOT / "dags" / "docs").glob("*.md")} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,11 +107,11 @@ def test_dag__tells_who_to_call_and_cannot_hang(name: str, dags: dict[str, Any])
     dag = dags[name]
     assert "Who is called" in dag.doc_md
     assert "| task failed |" in dag.doc_md
-    for task in set(dag.task_dict) - ANNOUNCE:
-        assert f"`{task}`" in dag.doc_md, f"the triage table of {name} lacks {task}"
+    for task in dag.task_dict:
+        assert f"| `{task}` |" in dag.doc_md, f"the triage table of {name} lacks {task}"
     assert dag.dagrun_timeout is not None
     for task in dag.tasks:
-        assert task.owner == "data-team"
+        assert task.owner == load_params().card.owner
         assert task.retries == 3
         assert task.retry_exponential_backoff
         assert task.execution_timeout is not None
@@ -122,6 +129,7 @@ def test_schedule__is_bounded_by_the_parameters(name: str, dags: dict[str, Any])
     ("dag", "order"),
     [
         ("ingest", ["land", "validate", "snapshot"]),
+        ("ingest", ["land", "validate", "data_docs"]),
         ("train", ["plan", "pull", "features", "tune", "fit", "evaluate", "refit", "package", "register", "announce"]),
         ("train", ["pull", "validate_training", "fit", "evaluate"]),
         ("release", ["smoke", "canary", "ask", "promote"]),
@@ -193,3 +201,75 @@ def test_release__has_time_for_every_step_of_the_canary_and_for_people(dags: dic
     assert dag.get_task("canary").mode == "reschedule"
     assert timedelta(seconds=dag.get_task("canary").timeout) > watching
     assert dag.dagrun_timeout > watching + 2 * timedelta(hours=limits.approval_hours)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_words__are_those_of_the_tasks_that_are_there(name: str, dags: dict[str, Any]) -> None:
+    dag, found = dags[name], words(name)
+    optional = {"approve"} if name == "release" else set()  # only with release.approval
+    assert set(found.tasks) - optional == set(dag.task_dict)
+    assert dag.dag_display_name == found.title != name
+    for task in dag.tasks:
+        assert (task.task_display_name, task.doc_md) == found.tasks[task.task_id]
+        for line in ("**Reads**", "**Writes**", "**When it fails:**"):
+            assert line in task.doc_md, f"{name}.{task.task_id} does not say {line}"
+
+
+def test_words__without_what_to_do_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd.md").write_text("# Odd\n\n## work: Work\nWorks.\n\n- **When it fails:** the disk is full\n")
+    monkeypatch.setattr("dags.words.FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=r"odd.md, task work: no line .*means → do"):
+        words("odd")
+
+
+def test_tags__are_a_closed_set(dags: dict[str, Any]) -> None:
+    assert {tag for dag in dags.values() for tag in dag.tags} == set(TAGS)
+    assert all("evergreen" in dag.tags and len(dag.tags) > 1 for dag in dags.values())
+
+
+def test_groups__are_of_train_and_leave_ids_alone(dags: dict[str, Any]) -> None:
+    groups = {
+        group: {task for task in dags["train"].task_dict if dags["train"].get_task(task).task_group.group_id == group}
+        for group in dags["train"].task_group_dict
+    }
+    assert groups == {
+        "prepare": {"plan", "pull", "validate_training", "features"},
+        "learn": {"tune", "fit"},
+        "prove": {"evaluate", "refit"},
+        "ship": {"package", "register", "announce"},
+    }
+
+
+def test_links__are_where_an_outcome_can_be_seen(dags: dict[str, Any]) -> None:
+    links = {
+        f"{name}.{task.task_id}": {link.name for link in task.operator_extra_links}
+        for name, dag in dags.items()
+        for task in dag.tasks
+        if task.operator_extra_links
+    }
+    of_version = {"MLflow run", "Evaluation report", "Bento"}
+    assert links == {
+        "train.register": of_version,
+        "release.canary": of_version,
+        "drift.decide": {"Drift report"},
+        "ingest.validate": {"Data Docs"},
+        "ingest.data_docs": {"Data Docs"},
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_form__has_a_title_help_and_a_section_for_each_field(name: str, dags: dict[str, Any]) -> None:
+    params = dags[name].params
+    sections = [params.get_param(field).schema["section"] for field in params]
+    assert sections == sorted(sections, key=sections.index), "fields of a section stand together"
+    for field in params:
+        schema = params.get_param(field).schema
+        assert schema["title"]
+        assert len(schema["description_md"]) > 20
+        assert params[field] is None, "a run without a form is the scheduled one"
+
+
+def test_online__cannot_be_backfilled(dags: dict[str, Any]) -> None:
+    allowed = {name: dag.allowed_run_types and {str(kind.value) for kind in dag.allowed_run_types} for name, dag in dags.items()}
+    assert "backfill" not in allowed.pop("online")
+    assert set(allowed.values()) == {None}

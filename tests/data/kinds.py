@@ -8,10 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from ml import config
+from ml.config import load_params
 from ml.data.landed import publish, raw_folder, write_rows
 from ml.data.rows import table_rows
 from ml.data.schema import arrow_schema
+from ml.settings import settings
 
 FIRST = datetime(2024, 1, 1)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -89,8 +90,8 @@ def day_name(day: int) -> str:
 
 def publish_rows(table: str, days: dict[int, list[Row]], as_of: datetime) -> dict[int, str]:
     """Stages the rows as they are, and publishes them; day → what became of it."""
-    schema = arrow_schema(config.load_params().tables[table])
-    staged = {day_name(day): config.settings().data / "staging" / table / f"{day_name(day)}.parquet" for day in days}
+    schema = arrow_schema(load_params().tables[table])
+    staged = {day_name(day): settings().data / "staging" / table / f"{day_name(day)}.parquet" for day in days}
     for day, rows in days.items():
         write_rows(pa.Table.from_pylist(rows, schema=schema), staged[day_name(day)])
     outcomes = publish({table: staged}, as_of).get(table, {})

@@ -17,11 +17,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.data.landed import landed_days, locked, notes, publish, raw_file, raw_folder, read_rows
 from ml.data.landing import land, staged
 from ml.data.rows import table_rows
 from ml.refs import LandingRef, Window
+from ml.settings import settings
 from tests.data.conftest import ALL_KNOWN, FIRST, Delivery, contents, land_days
 
 OUTCOMES = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]

@@ -16,12 +16,12 @@ import pytest
 import yaml
 
 from ml import ledger
-from ml.config import settings
 from ml.data.landed import locked, publish, raw_file, raw_folder
 from ml.data.landing import staged
 from ml.data.snapshots import find, pin, restore, snapshot
 from ml.errors import NotFoundError, SnapshotError
 from ml.refs import SnapshotRef
+from ml.settings import settings
 from tests.data.conftest import Delivery, contents, land_days
 
 NIGHT = datetime(2013, 1, 3, 2)

@@ -11,13 +11,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.data import validation
 from ml.data.landed import landed_days, raw_file, read_rows
 from ml.data.landing import quarantine_folder
 from ml.data.rows import live_rows
 from ml.data.validation import data_docs, stored, validate, validate_rows
 from ml.errors import ConfigError, DataQualityError, NotFoundError
+from ml.settings import settings
 from tests.data.conftest import ALL_KNOWN, Delivery, contents, land_days
 
 DECLARED = Path("great_expectations")

@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 import pytest
 import yaml
 
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.data.landed import notes, publish, raw_file, raw_folder, read_rows, write_rows
 from ml.data.landing import staged
 from ml.data.rows import problem_rows, table_rows, table_versions
 from ml.data.validation import validate, validate_rows
 from ml.errors import ConfigError
+from ml.settings import settings
 from tests.conftest import forget
 from tests.data.conftest import ALL_KNOWN, Delivery, contents, land_days
 from tests.data.kinds import DAY, EVER, FIRST, HOUR, Row, answer, delivered, publish_rows

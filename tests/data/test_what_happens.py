@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ml.config import settings
 from ml.data.landed import landed_days
 from ml.data.landing import land
 from ml.data.validation import validate
 from ml.errors import DataQualityError, EvergreenError, SourceError
 from ml.refs import Window
+from ml.settings import settings
 from tests.data.conftest import Delivery, contents, land_days
 
 

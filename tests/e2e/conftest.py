@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ml.config import ROOT, Settings
+from ml.settings import ROOT, Settings
 from ops.airflow_api import Airflow
 
 SMALL = {
@@ -68,7 +68,7 @@ def airflow(place: Place) -> Iterator[Airflow]:
         started = place.services("up", "airflow")
         assert started.returncode == 0, started.stdout + started.stderr
         place.airflow = Airflow(lambda _: None, place.settings)
-        place.airflow.wait_for_dags({"ingest", "train", "release", "drift", "score", "online"})
+        place.airflow.wait_for_dags({"ingest", "features", "train", "release", "drift", "score", "online"})
         yield place.airflow
     finally:
         place.services("down")

@@ -76,7 +76,7 @@ def test_train__of_which_fit_was_killed_registers_one_version(airflow: Airflow, 
     assert links["Evaluation report"].endswith(f"/runs/{version['run_id']}/artifacts/report.html")
 
     cleared = {"dry_run": False, "task_ids": ["register"], "dag_run_id": run_id, "reset_dag_runs": True, "only_failed": False}
-    airflow.post("/dags/train/clearTaskInstances", cleared).raise_for_status()
+    airflow.http.post("/dags/train/clearTaskInstances", json=cleared).raise_for_status()
     airflow.follow("train", run_id)
     assert _instance(airflow, "train", run_id, "register")["try_number"] == 2
     assert _versions(place) == "['1']"
@@ -136,6 +136,26 @@ def test_release__canary_without_traffic__a_person_decides_and_silence_means_no(
     ])  # fmt: skip
 
 
+def test_drift__says_in_a_note_what_it_came_to_and_a_backfill_asks_for_nothing(airflow: Airflow, place: Place) -> None:
+    ordered = "from datetime import datetime; from ml.monitoring import requests; requests.give({!r}, 'ada', 'why', datetime({}))"
+    place.python(ordered.format("hold", "2013, 1, 21, 4, 30"))
+    run = airflow.run("drift", conf={"as_of": "2013-01-21T05:00:00"})
+    assert (run.states["decide"], run.states["request_retrain"]) == ("success", "skipped")
+    assert airflow.note(run).startswith("2013-01-20, champion 1: Frozen")
+    assert "ada holds retrains" in airflow.note(run)
+
+    place.python(
+        ordered.format("resume", "2013, 1, 21, 4, 45") + "; " + ordered.format("force", "2013, 1, 20, 1").split("; ")[-1]
+    )
+    before, events = airflow.run_ids("drift"), _events(airflow, "retrain_request")
+    _backfill(airflow, "drift", "2013-01-20T05:00:00Z")
+    run = airflow.follow_new("drift", before)
+    assert (run.states["decide"], run.states["request_retrain"]) == ("success", "skipped")
+    assert _events(airflow, "retrain_request") == events
+    noted = place.python("from ml import ledger; print([(e.verdict, e.reason[:80]) for e in ledger.entries('retrain')])")
+    assert "('reported', 'backfill, asks for nothing; it would say retrain: forced: ada" in noted
+
+
 @pytest.fixture
 def approving(airflow: Airflow, place: Place) -> Iterator[None]:
     """The same Airflow with `release.approval: true`, and back."""
@@ -187,7 +207,11 @@ def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, 
 def _backfill(airflow: Airflow, dag: str, logical_date: str) -> None:
     body = {"dag_id": dag, "from_date": logical_date, "to_date": logical_date, "reprocess_behavior": "none"}
     body |= {"max_active_runs": 1, "run_backwards": False, "dag_run_conf": {}}
-    airflow.post("/backfills", body).raise_for_status()
+    deadline = time.monotonic() + 60
+    # Airflow refuses a backfill while its SQLite is locked, and takes back what it had begun of it
+    while (answer := airflow.http.post("/backfills", json=body)).status_code == 503 and time.monotonic() < deadline:
+        time.sleep(1)
+    answer.raise_for_status()
 
 
 def _events(airflow: Airflow, asset: str) -> list[tuple[str, str]]:

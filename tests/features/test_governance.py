@@ -11,13 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from ml import cli
-from ml.config import ROOT, Params, load_params, settings
+from ml.config import Params, load_params
 from ml.errors import ConfigError, IntegrityError, NotFoundError
 from ml.features import catalogue, flights
 from ml.features.definitions import FeatureModule, Recent, load_module, request_columns
 from ml.features.online import open_store
 from ml.packaging.bundle import Bundle
 from ml.serving.answering import NO_STORE, Serving
+from ml.settings import ROOT, settings
 from tests.sample_bundle import sample_bundle
 
 REQUEST = {

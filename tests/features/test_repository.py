@@ -11,10 +11,11 @@ import prometheus_client
 import pyarrow as pa
 import pytest
 
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.features import history, offline, repository
 from ml.features.definitions import load_module, source_table
 from ml.features.online import open_store
+from ml.settings import settings
 from tests.features.rows import ONE, flights, join, planes, weather
 
 BEGIN, END = datetime(2013, 3, 1), datetime(2013, 5, 1)

@@ -68,7 +68,13 @@ def test_analyse__too_few_answers_are_running_even_if_nothing_is_wrong() -> None
     assert "not shown yet" in check(verdict(*few), "errors").detail
     enough, labels = logged(least_answers(LIMITS) + 5)
     assert verdict(enough, labels * np.nan).verdict == "pass"
-    assert verdict(few[0].iloc[:0], few[1]).verdict == "running"
+
+
+def test_analyse__of_nothing_says_so_in_words() -> None:
+    entries, labels = logged(1)
+    nothing = verdict(entries.iloc[:0], labels)
+    assert nothing.verdict == "running"
+    assert "nan" not in nothing.reason and "latency: not shown yet: nothing to compare yet" in nothing.reason
 
 
 @pytest.mark.parametrize(

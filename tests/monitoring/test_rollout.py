@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ml import ledger, steps
-from ml.config import ROOT, Release
+from ml.config import Release
 from ml.data import rows, snapshots
 from ml.errors import EvergreenError, NothingToDo
 from ml.monitoring import rollout
@@ -21,6 +21,7 @@ from ml.refs import CanaryState, Check, Decision, VersionRef, Window
 from ml.serving import log, manifest, release, router
 from ml.serving.log import Entry, PredictionLog
 from ml.serving.manifest import Deployed, Experiment
+from ml.settings import ROOT
 from tests.conftest import forget
 
 AS_OF = datetime(2013, 4, 1, 3)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ml import ledger, steps
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.data import rows
 from ml.errors import NothingToDo, SkewError
 from ml.features.assembly import Assembler
@@ -18,6 +18,7 @@ from ml.features.online import open_store
 from ml.monitoring import skew
 from ml.refs import Window
 from ml.serving.log import Entry, PredictionLog, folder
+from ml.settings import settings
 
 DAY = date(2013, 1, 12)
 TICK = datetime(2013, 1, 12, 15)

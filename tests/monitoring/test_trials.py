@@ -14,7 +14,7 @@ from ml.config import load_params
 from ml.errors import ConfigError, EvergreenError, NotEnoughDataError, NotFoundError, NothingToDo
 from ml.monitoring import trials
 from ml.refs import VersionRef
-from ml.serving import log, manifest, release, router
+from ml.serving import endings, log, manifest, release, router
 from ml.serving.log import Entry, PredictionLog
 from ml.serving.manifest import Manifest
 from ml.serving.router import cohort_of
@@ -211,7 +211,7 @@ def test_rollback__killed_before_the_note__noted_when_done_again(
 ) -> None:
     trials.start(plan(), "anna", "", AS_OF)
     with monkeypatch.context() as patched:
-        patched.setattr(release, "note_endings", lambda: 1 / 0)
+        patched.setattr(endings, "note", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             release.rollback(None, "ben", "complaints", AS_OF)
     assert [entry.verdict for entry in ledger.entries("experiment")] == ["started"]

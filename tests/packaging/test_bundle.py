@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from ml import store
-from ml.config import settings
 from ml.errors import IntegrityError, NotFoundError
 from ml.packaging.artifacts import dump
 from ml.packaging.bundle import Bundle, Climatology, build
 from ml.packaging.graph import export
+from ml.settings import settings
 from ml.training.fit import Fitted
 from tests.sample_bundle import sample_bundle, sample_parts
 from tests.sample_models import explained_bundle, fitted, served

@@ -17,9 +17,9 @@ import httpx
 import pytest
 import uvicorn
 
-from ml.config import ROOT
 from ml.serving import follower
 from ml.serving.app import create_app
+from ml.settings import ROOT
 from tests.conftest import forget
 
 Serve = Callable[[], contextlib.AbstractContextManager[httpx.Client]]

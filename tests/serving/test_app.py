@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from ml import store
-from ml.config import load_params, settings
+from ml.config import load_params
 from ml.features.definitions import load_module
 from ml.features.online import SQLiteStore
 from ml.packaging.bundle import Bundle
 from ml.serving import manifest
 from ml.serving.log import read_online
 from ml.serving.manifest import Deployed
+from ml.settings import settings
 from tests.sample_bundle import (
     ENTITY_ID,
     EVENT_TIME,

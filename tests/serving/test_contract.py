@@ -19,11 +19,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ml.config import ROOT, FamilyName, settings
+from ml.config import FamilyName
 from ml.features.online import open_store
 from ml.packaging.bento import boot, build_bento, requirements_of
 from ml.packaging.bundle import Bundle
 from ml.serving import manifest
+from ml.settings import ROOT, settings
 from tests.conftest import forget
 from tests.sample_bundle import REQUEST, fresh_features, sample_bundle, stored
 from tests.sample_models import explained_bundle, served

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
-from ml.config import ROOT, FamilyName, settings
+from ml.config import FamilyName
 from ml.features.online import SQLiteStore
 from ml.packaging.artifacts import dump
 from ml.packaging.bundle import Bundle
@@ -26,6 +26,7 @@ from ml.serving.answering import FALLBACK, NO_STORE, Serving
 from ml.serving.explaining import Explainer
 from ml.serving.log import Entry, read_online
 from ml.serving.schema import Explanation
+from ml.settings import ROOT, settings
 from ml.training.fit import Fitted
 from tests.sample_bundle import EVENT_TIME, REQUEST, fresh_features, graph, sample_bundle, sample_parts, stored
 from tests.sample_models import explained_bundle, served

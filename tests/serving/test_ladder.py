@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ml.config import settings
 from ml.features.online import SQLiteStore
 from ml.packaging.bundle import Bundle
 from ml.packaging.graph import export
@@ -20,6 +19,7 @@ from ml.serving import log, manifest
 from ml.serving.manifest import Deployed, Experiment
 from ml.serving.predictor import Predictor
 from ml.serving.router import cohort_of
+from ml.settings import settings
 from tests.sample_bundle import RATE_EWR_6, REQUEST, fresh_features, graph, sample_bundle, sample_parts, stored
 from tests.sample_models import served
 from tests.serving.conftest import Serve, eventually, serves

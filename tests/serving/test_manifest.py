@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ml import config, ledger
+from ml import ledger
 from ml.errors import ConfigError, StaleWriteError
 from ml.serving import manifest
 from ml.serving.manifest import Deployed, Experiment, Manifest
+from ml.settings import settings
 
 AS_OF = datetime(2013, 4, 1, 3)
 
@@ -153,7 +154,7 @@ def _write(version: str, together: multiprocessing.synchronize.Barrier, said: mu
 
 
 def test_publish__two_processes_at_once_on_a_new_database__one_wins(workspace: Path) -> None:
-    config.settings.cache_clear()
+    settings.cache_clear()
     ledger._engine.cache_clear()
     spawned = multiprocessing.get_context("spawn")
     together, said = spawned.Barrier(2), spawned.Queue()

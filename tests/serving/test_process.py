@@ -17,9 +17,9 @@ import httpx
 import psutil
 import pytest
 
-from ml.config import settings
 from ml.serving import manifest
 from ml.serving.log import FLUSH_SECONDS, read_online
+from ml.settings import settings
 from tests.sample_bundle import EVENT_TIME, REQUEST, sample_bundle, stored
 from tests.serving.conftest import eventually, serve_process
 

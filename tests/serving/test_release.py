@@ -57,6 +57,25 @@ def test_promote__without_a_canary_that_passed__refused(register: Register) -> N
     assert (serving(), alias()) == (("2", "1"), "2")
 
 
+def test_promote__while_data_is_broken__frozen_until_a_whole_day_was_watched(register: Register) -> None:
+    first, second = register(), register()
+    release.promote(first, AS_OF)
+    release.note(second, AS_OF, 0.5, release.SKIPPED, "a test needs it")
+
+    def watched(day: int, broken: list[str], verdict: str = "wait") -> None:
+        line = {"line": {"day": f"2013-04-0{day}", "broken": broken}}
+        ledger.record("retrain", f"day-{day}-{verdict}", AS_OF + timedelta(days=day), "v1", verdict, "", line)
+
+    watched(1, ["flights.volume"])
+    watched(2, [], "reported")  # a backfill's look changes nothing
+    with pytest.raises(EvergreenError, match=r"promotion is frozen: the data of 2013-04-01 broke \(flights.volume\)"):
+        release.promote(second, AS_OF)
+    assert serving() == ("1", None)
+    watched(3, [])
+    release.promote(second, AS_OF)
+    assert serving() == ("2", "1")
+
+
 def test_promote__passed_but_taken_out_since__refused(register: Register) -> None:
     first, second = register(), register()
     release.promote(first, AS_OF)

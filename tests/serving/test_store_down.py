@@ -12,11 +12,11 @@ from typing import NoReturn
 
 import pytest
 
-from ml.config import settings
 from ml.features.assembly import Known
 from ml.features.online import Key, Payload, SQLiteStore, StoreDownError, open_store
 from ml.serving import hot
 from ml.serving.hot import HotFeatures
+from ml.settings import settings
 from tests.conftest import forget
 from tests.redis_server import RedisServer
 from tests.sample_bundle import REQUEST, fresh_features, sample_bundle, stored

@@ -1,0 +1,69 @@
+"""The only reader of ``EVERGREEN_*``: where things are."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ml.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Where things are: EVERGREEN_* variables. Relative paths are below the repository."""
+
+    model_config = SettingsConfigDict(env_prefix="EVERGREEN_", frozen=True)
+
+    params: Path = Field(Path("params.yaml"), description="the parameter file")
+    data: Path = Field(Path("data"), description="raw data, staging and quarantine")
+    var: Path = Field(Path("var"), description="everything else that is local state")
+    store: str = Field("", description="content-addressed store, any fsspec URL; default <var>/store")
+    dvc_remote: str = Field("", description="DVC remote, any URL DVC knows; default <var>/dvc-remote")
+    ledger: str = Field(
+        "", description="ledger and deployment manifest, SQLAlchemy URL of SQLite or PostgreSQL; default SQLite in <var>"
+    )
+    mlflow: str = Field("", description="MLflow tracking and registry URI; default SQLite in <var>")
+    optuna: str = Field("", description="Optuna storage URL; default a journal file per study in <var>")
+    online: str = Field("", description="online feature store: a file (SQLite) or redis://…; default <var>/online.db")
+    feast: str = Field("", description="Feast's registry, SQLAlchemy URL; default SQLite in <var>")
+    host: str = Field("127.0.0.1", description="address that servers bind to")
+    airflow_port: int = 8080
+    mlflow_port: int = 5000
+    serving_port: int = 3000
+    serving_workers: int = Field(1, ge=1, description="processes of the prediction service; with two, one may die unfelt")
+    token: SecretStr = Field(SecretStr(""), description="bearer token that the service asks for; empty: none")
+
+    @model_validator(mode="after")
+    def _defaults(self) -> Self:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        for name in ("params", "data", "var"):
+            put(name, (ROOT / getattr(self, name)).resolve())
+        put("online", self.online if "://" in self.online else str((ROOT / (self.online or self.var / "online.db")).resolve()))
+        put("feast", self.feast or f"sqlite:///{self.var}/feast.db")
+        put("store", self.store or f"{self.var}/store")
+        put("dvc_remote", self.dvc_remote or f"{self.var}/dvc-remote")
+        put("ledger", self.ledger or f"sqlite:///{self.var}/ledger.db")
+        put("mlflow", self.mlflow or f"sqlite:///{self.var}/mlflow.db")
+        return self
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read once.
+
+    Raises:
+        ConfigError: a variable has a value that cannot be used.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "EVERGREEN_" + str(first["loc"][0]).upper()
+        raise ConfigError(f"{name}={first['input']!r}: {first['msg']}", f"set {name} to an allowed value") from None
