@@ -19,8 +19,8 @@ def key(name: str) -> str:
 def note() -> None:
     """Notes the end of every experiment that is in the manifest no more: by which change, by whom and why. Again is once.
 
-    The manifests know all of it, so that a change that was killed before its note, or that was made past these functions, gets one
-    when somebody next looks.
+    The manifests know all of it: a change that was killed before its note, or was made past these functions, gets one when
+    somebody next looks.
     """
     documents = manifest.history()
     for before, out in pairwise(documents):
