@@ -11,7 +11,8 @@ import pytest
 from ml import ledger
 from ml.config import load_params
 from ml.errors import ConfigError
-from ml.monitoring import requests
+from ml.monitoring import looks, requests
+from ml.monitoring.policy import State
 from ml.refs import Decision, run_key
 from tests.monitoring.test_policy import DAY, START, seen
 
@@ -62,6 +63,19 @@ def test_decide__in_a_backfill__reports_and_is_forgotten() -> None:
     assert entry.reason.startswith("backfill, asks for nothing; it would say retrain: harm")
     assert requests.newest(START + 9 * DAY)[1] is None
     assert day(1).decision.verdict == "retrain", "a backfill puts nothing in flight"
+
+
+def test_last_look__an_older_day_that_was_looked_at_later__does_not_count() -> None:
+    day(5)
+    day(3, harmed="." * len(HARMED), trigger="manual")
+    look, state = looks.last_look(reversed(ledger.entries(looks.KIND)))
+    assert look is not None
+    assert (look.as_of, state.phase) == (START + 5 * DAY, "retraining")
+
+
+def test_last_look__nobody_looked__is_a_fresh_state() -> None:
+    day(5, trigger="backfill")
+    assert looks.last_look(ledger.entries(looks.KIND)) == (None, State())
 
 
 def test_decide__a_past_day_in_a_backfill__sees_the_state_of_then() -> None:
