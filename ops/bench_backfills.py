@@ -2,9 +2,10 @@
 
     python -m ops.bench_backfills [--days 30] [--dags ingest features score drift train] [--parallel 1 2]
 
-For each number of parallel runs a fresh place of its own (temporary; SQLite, small parameters, the shipped data): a month is
-landed, a champion trained and released, the online store filled. Then each DAG is backfilled over the same days in turn. Ends
-with exit code 1 when a run failed, or when champion, manifest, online store or landed bytes moved.
+For each number of parallel runs a fresh place of its own (temporary; small parameters, the shipped data; Airflow's metadata in
+PostgreSQL where that is installed, else in SQLite, which it at times finds locked): a month is landed, a champion trained and
+released, the online store filled. Then each DAG is backfilled over the same days in turn. Ends with exit code 1 when a run
+failed, or when champion, manifest, online store or landed bytes moved.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timedelta
 from datetime import time as clock
@@ -30,7 +32,7 @@ import yaml
 from ml.errors import EvergreenError
 from ml.settings import ROOT, settings
 from ml.store import sha256
-from ops import services
+from ops import postgres, services
 from ops.airflow_api import BUSY_SECONDS, Airflow
 
 DAGS = ("ingest", "features", "score", "drift", "train")
@@ -83,7 +85,8 @@ def report(rounds: dict[int, list[Outcome]], days: int) -> int:
     """Prints the table and the verdict; returns the exit code."""
     numbers = sorted(rounds)
     heads = "".join(f"{f'{n} at once, s':>16}" for n in numbers)
-    print(f"\n{'DAG':<10}{'runs':>6}{heads}{'ratio':>8}  of {days} days each")
+    print(f"\nAirflow's metadata in {kept_in()}")
+    print(f"{'DAG':<10}{'runs':>6}{heads}{'ratio':>8}  of {days} days each")
     for index, first in enumerate(rounds[numbers[0]]):
         seconds = [rounds[n][index].seconds for n in numbers]
         ratio = f"{seconds[0] / seconds[-1]:8.2f}" if len(numbers) > 1 else f"{'':>8}"
@@ -104,13 +107,31 @@ def _in_a_place(dags: list[str], days: int, parallel: int) -> list[Outcome]:
             params[section] |= values
         (Path(folder) / "params.yaml").write_text(yaml.safe_dump(params))
         where = {name.upper(): f"{folder}/{name}" for name in ("var", "data")} | {"PARAMS": f"{folder}/params.yaml"}
-        where |= {f"{name}_PORT": str(_free_port()) for name in ("AIRFLOW", "MLFLOW", "SERVING")}
+        where |= {f"{name}_PORT": str(postgres.free_port()) for name in ("AIRFLOW", "MLFLOW", "SERVING")}
         env = {**os.environ, **{f"EVERGREEN_{name}": value for name, value in where.items()}, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "ops.bench_backfills", "--here", "--days", str(days), "--parallel", str(parallel)]
-        done = subprocess.run([*command, "--dags", *dags], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, check=False)
+        command += ["--dags", *dags]
+        with _metadata() as more:
+            done = subprocess.run(command, cwd=ROOT, env=env | more, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
             raise EvergreenError(f"the round with {parallel} at once ended with exit code {done.returncode}", "read what it said")
         return [Outcome(**one) for one in json.loads(done.stdout.splitlines()[-1])]
+
+
+@contextmanager
+def _metadata() -> Iterator[dict[str, str]]:
+    """Where Airflow's metadata is to be, as environment variables: a PostgreSQL server for this round, where one is installed."""
+    print(f"  Airflow's metadata: {kept_in()}", file=sys.stderr, flush=True)
+    if postgres.installed() is None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="evergreen-postgres-") as folder, postgres.running(Path(folder), "backfills") as url:
+        yield {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url}
+
+
+def kept_in() -> str:
+    """The database of Airflow's metadata, in words."""
+    return "PostgreSQL" if postgres.installed() else "SQLite (no PostgreSQL is installed)"
 
 
 def one_round(dags: list[str], days: int, parallel: int) -> list[Outcome]:
@@ -280,12 +301,6 @@ def _landed_bytes() -> dict[str, str]:
 
 def _parsed(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _said_aside() -> Any:
