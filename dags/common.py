@@ -282,9 +282,9 @@ def step() -> Iterator[None]:
 
     ``NothingToDo`` → skipped; an `EvergreenError` that another try cannot cure → failed at once; anything else → retried.
     """
-    from ml import ledger
+    from ml import costs, ledger, runs
 
-    began, started, outcome = time.time(), time.perf_counter(), "failed"
+    began, meter, outcome = time.time(), costs.Meter(), "failed"
     try:
         with ledger.acting(_actor()):
             yield
@@ -298,8 +298,10 @@ def step() -> Iterator[None]:
         raise AirflowFailException(str(error)) from error
     finally:
         if outcome == "failed" and (problem := sys.exc_info()[1]):
-            _say_why(problem)
-        _note(outcome, began, time.perf_counter() - started)
+            _say("why", runs.why(problem))
+        cost = meter.read().to_json()
+        _say("cost", cost)
+        _note(outcome, began, cost)
 
 
 def _actor() -> str:
@@ -310,14 +312,12 @@ def _actor() -> str:
     return runs.actor(run.run_type, run.triggering_user_name) if run else ledger.NOBODY
 
 
-def _say_why(problem: BaseException) -> None:
+def _say(key: str, value: Any) -> None:
     """For the run's note, the ledger and the alert: see `plugins.run_notes`."""
-    from ml import runs
-
     try:
-        get_current_context()["ti"].xcom_push(key="why", value=runs.why(problem))
-    except Exception:  # the task's own error must come through
-        log.exception("why the task failed cannot be said by XCom; the task's log has it")
+        get_current_context()["ti"].xcom_push(key=key, value=value)
+    except Exception:  # the task's own outcome must come through
+        log.exception("%s of the task cannot be said by XCom; the task's log has it", key)
 
 
 def curable(error: EvergreenError) -> bool:
@@ -328,8 +328,8 @@ def curable(error: EvergreenError) -> bool:
     )
 
 
-def _note(outcome: str, began: float, seconds: float) -> None:
-    """One line in ``<var>/steps.jsonl``: wall time of the step without Airflow's share. One write, so lines never mix."""
+def _note(outcome: str, began: float, cost: dict[str, float]) -> None:
+    """One line in ``<var>/steps.jsonl``: the step's own cost, without Airflow's share. One write, so lines never mix."""
     instance: Any = get_current_context()["ti"]
     line = {
         "dag": instance.dag_id,
@@ -339,7 +339,7 @@ def _note(outcome: str, began: float, seconds: float) -> None:
         "try": instance.try_number,
         "outcome": outcome,
         "began": round(began, 3),
-        "seconds": round(seconds, 3),
+        **cost,
     }
     path = settings().var / "steps.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -355,6 +355,12 @@ class Alerts(Section):
     late_after_minutes: LateAfter
 
 
+class Costs(Section):
+    currency: str = Field(min_length=1, max_length=8)
+    cpu_hour: float = Field(ge=0)
+    business_unit: float = Field(ge=0)
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -375,6 +381,7 @@ class Params(Section):
     monitoring: Monitoring
     policy: Policy
     alerts: Alerts
+    costs: Costs
 
     @model_validator(mode="after")
     def _table_exists(self) -> Self:

@@ -220,6 +220,11 @@ def entries(kind: str | None = None, until: datetime | None = None, subject: str
     return _read(_where([kind] if kind is not None else None, subject, None, None, until).order_by(entries_table.c.id))
 
 
+def after(last: int) -> list[Entry]:
+    """Entries that were written after the one with this id, in the order in which they were written."""
+    return _read(sa.select(entries_table).where(entries_table.c.id > last).order_by(entries_table.c.id))
+
+
 def query(
     kinds: Sequence[str] | None = None,
     subject: str | None = None,

@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ml import ledger
+from ml import costs, ledger
 from ml.errors import EvergreenError
 from ml.refs import naive_utc
 
@@ -61,7 +61,7 @@ def record(run: Mapping[str, Any]) -> bool:
 
     Args:
         run: ``dag``, ``run_id``, ``state``, ``run_type``, ``user``, ``started``, ``ended``, ``interval`` (start and end, or
-            None), ``run_after``, ``conf``, ``tasks`` (number by state) and ``reason``; times in ISO 8601.
+            None), ``run_after``, ``conf``, ``tasks`` (number by state), ``reason`` and ``costs`` (by task); times in ISO 8601.
     """
     started, ended = (datetime.fromisoformat(run[name]) if run[name] else None for name in ("started", "ended"))
     who = actor(run["run_type"], run["user"])
@@ -73,6 +73,7 @@ def record(run: Mapping[str, Any]) -> bool:
         "interval": run["interval"],
         "tasks": run["tasks"],
         "conf": run["conf"],
+        "costs": {task: costs.together(each) for task, each in run["costs"].items()},
     }
     with ledger.acting(who):
         return ledger.record(

@@ -31,6 +31,14 @@ REJECTED, ROLLED_BACK = 5, 17
 GATE = ("untouched_holdout", "holdout_days", "score_floor", "loss_ceiling", "baseline", "champion", "leak", "slices", "fairness",
         "calibration", "parity", "latency", "size")  # fmt: skip
 POLICY = ("cause", "data", "hold", "in_flight", "breaker", "cool_down", "budget", "new_labels", "same_cause")
+RUNS = {
+    "ingest": ("land", "validate", "snapshot", "data_docs"),
+    "features": ("prepare_days",),
+    "train": ("plan", "features", "tune", "fit", "evaluate", "refit", "package", "register"),
+    "release": ("smoke", "canary", "promote"),
+    "score": ("score",),
+    "drift": ("monitor", "decide", "skew"),
+}
 METRICS = ("log_loss", "auc", "brier", "average_precision", "calibration_error", "cost", "f1")
 
 
@@ -53,6 +61,7 @@ class Maker:
         for i in range(self.days):
             as_of = datetime.combine(self.start + timedelta(days=i + 1), time(2))
             self._snapshot(i, as_of)
+            self._runs(as_of)
             rollback = made % ROLLED_BACK == ROLLED_BACK - 1 and self.documents[-1].champion == self.bundles.get(str(made))
             if rollback and len(self.documents) > 1:
                 self._rolled_back(as_of)
@@ -69,6 +78,18 @@ class Maker:
         told = {"as_of": as_of.isoformat(), "digest": digest, "files": 2 * i + 3, "first_day": str(self.start),
                 "last_day": str(as_of.date() - timedelta(days=1)), "size": 17_000 * (i + 1)}  # fmt: skip
         self._write("snapshot", f"snapshot-{digest}", as_of, digest, "made", f"{2 * i + 3} files", told)
+
+    def _runs(self, as_of: datetime) -> None:
+        """What was landed that night, and the nightly runs with what their steps cost."""
+        bad = 3 if as_of.day == 13 else 0
+        told = {"rows": {"flights": 900 - bad, "weather": 72}, "quarantined": {"flights": bad, "weather": 0}, "broken": []}
+        self._write("landing", f"landing-{as_of:%Y%m%d}", as_of, str(as_of.date()), "quarantined" if bad else "clean", "", told)
+        for dag, steps in RUNS.items():
+            costs = {step: {"seconds": 9.0, "cpu_seconds": 8.0, "peak_bytes": 400_000_000} for step in steps}
+            run = f"scheduled__{as_of:%Y-%m-%d}"
+            told = {"run_id": run, "seconds": 30.0, "costs": costs, "tasks": {"success": len(steps)}, "conf": {}}
+            with ledger.acting("schedule"):
+                self._write("run", f"run-{dag}-{run}", as_of, dag, "success", "as planned", told)
 
     def _candidate(self, version: str, i: int, as_of: datetime) -> None:
         """The gate's entry; for one that passes also canary and promotion."""
@@ -117,6 +138,8 @@ class Maker:
         self.documents.append(document)
         row = {"name": name, "version": number, "key": key, "document": document.model_dump_json()}
         self.connection.execute(sa.insert(ledger.metadata.tables["manifests"]).values(**row))
+        self._write(manifest.KIND, f"{manifest.KIND}-{name}-{number}", as_of, f"v{champion.version}", "published",
+                    document.reason, document.to_xcom())  # fmt: skip
 
     def _look(self, i: int, as_of: datetime) -> None:
         """A day of monitoring: the document in the store, skew, and the policy's step."""

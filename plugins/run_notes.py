@@ -19,7 +19,7 @@ from airflow.listeners import hookimpl
 from airflow.plugins_manager import AirflowPlugin
 from sqlalchemy.orm import object_session
 
-NOTE, WHY = "run_note", "why"
+NOTE, WHY, COST = "run_note", "why", "cost"
 LONGEST = 1000
 """Characters that Airflow's API takes."""
 RECORD = [sys.executable, "-m", "ml.runs"]
@@ -55,7 +55,7 @@ def _finished(dag_run: Any, failed: str = "") -> None:
 def _reason(dag_run: Any, failed: str) -> str:
     """What a task said; of a failed run the failed tasks, each with the last line of why."""
     if not failed:
-        return next(iter(_said(dag_run, NOTE).values()), "")[:LONGEST]
+        return str(next(iter(_said(dag_run, NOTE).values()), ""))[:LONGEST]
     whys = _said(dag_run, WHY)
     named = {(task.task_id, task.map_index): _name(task) for task in _tasks(dag_run) if task.state == "failed"}
     lines = [
@@ -66,7 +66,7 @@ def _reason(dag_run: Any, failed: str) -> str:
     return (backfill + ("; ".join(lines) or f"failed without a failed task: {failed}"))[:LONGEST]
 
 
-def _said(dag_run: Any, key: str) -> dict[tuple[str, int], str]:
+def _said(dag_run: Any, key: str) -> dict[tuple[str, int], Any]:
     """What tasks of the run said under an XCom key, by task and map index."""
     from airflow.models.xcom import XComModel
 
@@ -74,7 +74,7 @@ def _said(dag_run: Any, key: str) -> dict[tuple[str, int], str]:
     if session is None:
         return {}
     found = session.scalars(XComModel.get_many(run_id=dag_run.run_id, key=key, dag_ids=dag_run.dag_id))
-    return {(said.task_id, said.map_index): str(XComModel.deserialize_value(said)) for said in found}
+    return {(said.task_id, said.map_index): XComModel.deserialize_value(said) for said in found}
 
 
 def _tasks(dag_run: Any) -> list[Any]:
@@ -102,7 +102,16 @@ def _told(dag_run: Any, reason: str) -> dict[str, Any]:
         "conf": dag_run.conf or {},
         "tasks": dict(Counter(_plain(task.state) or "none" for task in _tasks(dag_run))),
         "reason": reason,
+        "costs": _costs(dag_run),
     }
+
+
+def _costs(dag_run: Any) -> dict[str, list[dict[str, float]]]:
+    """By task what its steps cost, one entry per mapped instance; of a task that was retried the last try."""
+    costs: dict[str, list[dict[str, float]]] = {}
+    for (task, _), cost in _said(dag_run, COST).items():
+        costs.setdefault(task, []).append(cost)
+    return costs
 
 
 def _plain(state: Any) -> str:

@@ -28,16 +28,19 @@ from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier, ValidationResultIdentifier
 
 import great_expectations as gx
+from ml import ledger
 from ml.config import load_params
 from ml.data.landed import publish, read_rows
 from ml.data.landing import quarantine_folder, staged
 from ml.data.quality import Broken, but_one_copy, raise_for, split
 from ml.errors import ConfigError, NotFoundError
-from ml.refs import LandingRef, ValidationRef
+from ml.refs import LandingRef, ValidationRef, run_key
 from ml.settings import ROOT, settings
 
 log = logging.getLogger(__name__)
 
+KIND = "landing"
+"""Kind of ledger entry: how many rows of a landing were published, how many went to quarantine."""
 DECLARED = ROOT / "great_expectations"
 UNIQUE = ("expect_compound_columns_to_be_unique", "expect_column_values_to_be_unique")
 LONG = ("unexpected_list", "unexpected_index_list", "unexpected_index_query")  # the rows themselves are in quarantine
@@ -66,9 +69,20 @@ def validate(landing: LandingRef) -> ValidationRef:
     for table, day in ((t, d) for t, outcomes in published.items() for d, outcome in outcomes.items() if outcome == "stale"):
         log.warning("%s of %s is landed with newer knowledge than %s: left as it is", day, table, landing.as_of)
     ref = _store("landing", landing.key, passed, results, broken, {"published": published})
+    _noted(landing, passed, {table: len(rows) - passed[table] for table, rows in whole.items()}, broken)
     frames = {table: rows.to_pandas() for table, rows in whole.items()} if broken else {}
     raise_for(broken, frames, lambda table: quarantine_folder(table, landing.key))
     return ref
+
+
+def _noted(landing: LandingRef, passed: dict[str, int], quarantined: dict[str, int], broken: list[Broken]) -> None:
+    """What became of a landing, into the ledger; landed again, it is noted again only if it came out otherwise."""
+    bad = sum(quarantined.values())
+    rules = sorted({f"{b.table}: {b.rule}" for b in broken if b.severity == "critical"})
+    reason = f"{sum(passed.values()):,} rows published" + (f", {bad:,} in quarantine: {'; '.join(rules)}" if rules else "")
+    evidence = {"rows": passed, "quarantined": quarantined, "broken": rules, "window": landing.window.to_xcom()}
+    key = f"{KIND}-{landing.key}-{run_key(json.dumps(evidence, sort_keys=True))}"
+    ledger.record(KIND, key, landing.as_of, str(landing.window), "quarantined" if rules else "clean", reason, evidence)
 
 
 def validate_rows(checkpoint: str, rows: dict[str, pd.DataFrame], run_name: str) -> ValidationRef:

@@ -11,7 +11,7 @@ from ml.pages import lines
 from ml.refs import run_key
 
 KINDS = {
-    "ingest": ("snapshot",),
+    "ingest": ("landing", "snapshot"),
     "train": ("gate",),
     "release": ("canary", "promotion", "rollback"),
     "drift": ("retrain", "skew", "experiment"),

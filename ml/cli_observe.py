@@ -1,0 +1,31 @@
+"""Commands for those who watch from outside: metrics for Prometheus."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import typer
+
+from ml.settings import settings
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@app.command()
+def exporter() -> None:
+    """Answers Prometheus with the loop's metrics, from ledger and monitoring store, until it is stopped.
+
+    \b
+    Example:
+      EVERGREEN_EXPORTER_PORT=9109 evergreen exporter
+    """
+    from ml.monitoring import exporter as metrics
+
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    stop = metrics.serve(settings().host, settings().exporter_port)
+    typer.echo(f"metrics of the loop: http://{settings().host}:{settings().exporter_port}/metrics", err=True)
+    over.wait()
+    stop()
