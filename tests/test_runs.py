@@ -34,6 +34,9 @@ RUN: dict[str, Any] = {
     "conf": {"as_of": "2013-04-04T04:00:00"},
     "tasks": {"failed": 1, "success": 2},
     "reason": "score failed: no champion",
+    "costs": {
+        "score": [{"seconds": 2.0, "cpu_seconds": 3.0, "peak_bytes": 7}, {"seconds": 1.0, "cpu_seconds": 0.5, "peak_bytes": 9}]
+    },
 }
 
 
@@ -77,6 +80,7 @@ def test_record__has_the_outcome_and_its_evidence(workspace: Path) -> None:
     assert entry.evidence == {
         "run_id": "manual__1", "run_type": "manual", "who": "manual:admin", "seconds": 5.25, "interval": RUN["interval"],
         "tasks": {"failed": 1, "success": 2}, "conf": {"as_of": "2013-04-04T04:00:00"},
+        "costs": {"score": {"seconds": 3.0, "cpu_seconds": 3.5, "peak_bytes": 9}},
     }  # fmt: skip
 
 
@@ -151,9 +155,11 @@ def finished(tables: sa.Engine) -> Iterator[Any]:
         for task, index, state in places:
             row = {"task_id": task, "dag_id": "train", "run_id": "scheduled__1", "map_index": index, "state": state}
             session.execute(sa.insert(TaskInstance.__table__).values(**_filled(TaskInstance.__table__, row)))
-        said = {"task_id": "tune", "map_index": 1, "key": "why", "value": "no trial ended"}
-        row = {"dag_run_id": run.id, "dag_id": "train", "run_id": "scheduled__1", **said}
-        session.execute(sa.insert(XComModel.__table__).values(**_filled(XComModel.__table__, row)))
+        cost = {"seconds": 1.5, "cpu_seconds": 1.0, "peak_bytes": 100}
+        for index, key, value in ((1, "why", "no trial ended"), (0, "cost", cost), (1, "cost", cost)):
+            said = {"task_id": "tune", "map_index": index, "key": key, "value": value}
+            row = {"dag_run_id": run.id, "dag_id": "train", "run_id": "scheduled__1", **said}
+            session.execute(sa.insert(XComModel.__table__).values(**_filled(XComModel.__table__, row)))
         session.flush()
         yield run
         session.rollback()
@@ -192,6 +198,7 @@ def test_listener__of_a_failed_run__note_and_entry_say_which_tasks_and_why(works
     assert (entry.subject, entry.verdict, entry.actor, entry.as_of) == ("train", "failed", "schedule", datetime(2013, 4, 4, 2))
     assert entry.evidence["tasks"] == {"success": 2, "failed": 2}
     assert entry.evidence["seconds"] == 9.0
+    assert entry.evidence["costs"] == {"tune": {"seconds": 3.0, "cpu_seconds": 2.0, "peak_bytes": 100}}
 
 
 def test_listener__of_a_failed_backfill__says_that_it_is_one(workspace: Path, finished: Any) -> None:

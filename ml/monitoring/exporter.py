@@ -1,4 +1,4 @@
-"""``evergreen exporter``: the loop's metrics for Prometheus, read from ledger and monitoring store, so that they survive restarts.
+"""``evergreen exporter``: the loop's metrics for Prometheus, of ledger and monitoring store, so that they survive restarts.
 
 Nothing is counted here: a scrape reads the ledger's new entries (`ml.monitoring.tally`) and the newest day's document. What
 cannot be read makes the scrape fail, which Prometheus shows as ``up == 0``: a figure that is out of date would be worse.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, get_args
 

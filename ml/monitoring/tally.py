@@ -22,7 +22,7 @@ Labels = tuple[str, ...]
 
 @dataclass
 class Tally:
-    """What the entries so far come to. Keys are label values in the order that the comment names; times are UTC without a zone."""
+    """What the entries so far come to. Keys are label values, in the order of the comment; times are UTC without a zone."""
 
     runs: Counter[Labels] = field(default_factory=Counter)  # dag, state, trigger
     run_seconds: defaultdict[Labels, float] = field(default_factory=lambda: defaultdict(float))  # dag

@@ -259,9 +259,7 @@ class Service:
     def _answered(self, asked: Asked) -> None:
         """Logs and counts what is about to be answered, and has shadows answer it too."""
         self._write(asked.entries)
-        self.telemetry.gave(
-            (row.lane.serving.version, row.cohort, entry.flags) for row, entry in zip(asked.rows, asked.entries, strict=True)
-        )
+        self.telemetry.gave(asked.entries)
         if asked.team.shadows:
             for entry in asked.entries:
                 if servings := asked.team.shadows.get(entry.cohort):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+
+from ml.serving.log import Entry
 
 COUNTS = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder of these files; the library reads it when it is imported. Others set it too, BentoML does."""
@@ -19,6 +21,9 @@ SHARED = "EVERGREEN_SHARED_COUNTS"
 """Set where what is in that folder is ours."""
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+SCORES = tuple(step / 20 for step in range(1, 21))
 
 
 class Telemetry:
@@ -45,20 +50,31 @@ class Telemetry:
         )
         help_text = "time from body read to answer built"
         self.latency = Histogram("evergreen_request_seconds", help_text, buckets=BUCKETS, registry=self.registry)
+        by = ("model_version", "cohort")
+        help_text = "time from body read to answer built, once for each version and cohort that a request was answered by"
+        self.answers = Histogram("evergreen_answer_seconds", help_text, by, buckets=BUCKETS, registry=self.registry)
+        self.scores = Histogram("evergreen_probability", "probabilities answered", by, buckets=SCORES, registry=self.registry)
         self._status = cache(self.requests.labels)
         self._rows = cache(self.rows.labels)
+        self._answers = cache(self.answers.labels)
+        self._scores = cache(self.scores.labels)
 
     def answered(self, status: int, seconds: float) -> None:
         """Counts one request."""
         self._status(str(status)).inc()
         self.latency.observe(seconds)
 
-    def gave(self, answers: Iterable[tuple[str, str, list[str]]]) -> None:
-        """Counts rows by model version and cohort, and their flags."""
-        for version, cohort, flags in answers:
-            self._rows(version, cohort).inc()
-            for flag in flags:
+    def gave(self, entries: Sequence[Entry]) -> None:
+        """Counts the answers of one request by model version and cohort, and their flags."""
+        rows: Tally[tuple[str, str]] = Tally()
+        for entry in entries:
+            rows[entry.model_version, entry.cohort] += 1
+            self._scores(entry.model_version, entry.cohort).observe(entry.probability)
+            for flag in entry.flags:
                 self.flags.labels(flag).inc()
+        for labels, n in rows.items():
+            self._rows(*labels).inc(n)
+            self._answers(*labels).observe(entries[0].seconds)
 
     def filled_in(self, views: Tally[str] | dict[str, int]) -> None:
         """Counts, by view, the rows whose values were filled in."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +18,7 @@ from airflow.sdk.execution_time.context import set_current_context
 from dags.common import step
 from ml import ledger
 from ml.errors import DataQualityError, NothingToDo
+from ml.settings import settings
 
 AS_OF = datetime(2013, 4, 1)
 
@@ -50,16 +54,36 @@ def test_step__acts_for_whoever_started_the_run(run_type: str, user: str | None,
 def test_step__that_fails__says_why(task: SimpleNamespace, pushed: list[dict[str, Any]]) -> None:
     with pytest.raises(Exception, match="12 rows"), step():
         raise DataQualityError("table x:\n12 rows broke a rule", "mend them")
-    assert pushed == [{"key": "why", "value": "12 rows broke a rule"}]
+    assert pushed[0] == {"key": "why", "value": "12 rows broke a rule"}
+
+
+def test_step__says_what_it_cost_however_it_ends(task: SimpleNamespace, pushed: list[dict[str, Any]]) -> None:
+    held = bytearray(b"x" * (64 << 20))
+    with pytest.raises(ValueError), step():
+        sum(range(3_000_000))
+        raise ValueError(str(len(held)))
+    (cost,) = [said["value"] for said in pushed if said["key"] == "cost"]
+    assert cost["seconds"] > 0
+    assert cost["cpu_seconds"] > 0
+    assert cost["peak_bytes"] > len(held)
+    line = json.loads((settings().var / "steps.jsonl").read_text())
+    assert {name: line[name] for name in cost} == cost
+    assert line["outcome"] == "failed"
 
 
 @pytest.mark.usefixtures("task")
-def test_step__that_ends_well_or_has_nothing_to_do__says_nothing(pushed: list[dict[str, Any]]) -> None:
+def test_step__that_ends_well_or_has_nothing_to_do__says_no_why(pushed: list[dict[str, Any]]) -> None:
     with step():
         pass
     with pytest.raises(AirflowSkipException), step():
         raise NothingToDo("the policy said no")
-    assert pushed == []
+    assert {said["key"] for said in pushed} == {"cost"}
+
+
+def test_step__of_a_child_process__counts_its_time(task: SimpleNamespace, pushed: list[dict[str, Any]]) -> None:
+    with step():
+        subprocess.run([sys.executable, "-c", "sum(range(20_000_000))"], check=True)
+    assert pushed[0]["value"]["cpu_seconds"] > 0.1
 
 
 def test_step__whose_why_cannot_be_said__fails_by_its_own_error(task: SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
@@ -69,4 +93,4 @@ def test_step__whose_why_cannot_be_said__fails_by_its_own_error(task: SimpleName
     task.instance.xcom_push = broken
     with pytest.raises(ValueError, match="a bug"), step():
         raise ValueError("a bug")
-    assert "why the task failed cannot be said" in caplog.text
+    assert "why of the task cannot be said" in caplog.text

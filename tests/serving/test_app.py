@@ -123,6 +123,11 @@ def test_predict__model_fails_on_a_row__that_row_alone_gets_its_baseline_rate(se
     assert (answers[1]["probability"], answers[1]["decision"]) == (RATE_EWR_6, 0)
     assert "fallback_baseline" in answers[1]["flags"]
     assert 'evergreen_flags_total{flag="fallback_baseline"} 1.0' in told
+    by = 'cohort="champion",model_version="1"'
+    assert f"evergreen_probability_count{{{by}}} 2.0" in told
+    total = sum(answer["probability"] for answer in answers)
+    assert float(told.split(f"evergreen_probability_sum{{{by}}} ")[1].split()[0]) == pytest.approx(total)
+    assert f"evergreen_answer_seconds_count{{{by}}} 1.0" in told
 
 
 def test_predict__wrong_requests__status_and_field(serve: Serve) -> None:
