@@ -152,7 +152,11 @@ class Maker:
         strongest = max(drifts, key=lambda one: one["psi"])
         document = {"day": str(day), "champion": champion.version, "drifts": drifts, "prediction": self._drift(0, "prediction"),
                     "recent": [{k: v for k, v in one.items() if k not in ("reference", "window")} for one in drifts],
-                    "realised": self.realised[-28:], "health": self._checks(GATE)}  # fmt: skip
+                    "realised": self.realised[-28:], "health": self._checks(GATE), "broken": [], "moved": 0.1,
+                    "overall": {name: {"value": 0.7, "low": 0.6, "high": 0.8} for name in METRICS}, "expected": 0.5,
+                    "estimate": {"valid": True, "metrics": {"log_loss": {"value": 0.52, "low": 0.45, "high": 0.6}}},
+                    "harm": {"verdict": "no harm shown", "excess": 0.001, "low": -0.01, "high": 0.02}, "new_labels": 4000,
+                    "as_of": as_of.isoformat()}  # fmt: skip
         asked = i % 7 == 6
         verdict = "retrain" if asked else "keep"
         reason = "harm: 3 of the last 4 matured days harmed" if asked else "no cause: 1 of 4 days harmed"

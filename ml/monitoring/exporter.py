@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, get_args
@@ -30,6 +31,8 @@ from ml.settings import settings
 
 PHASES = get_args(Phase)
 DAY = timedelta(days=1)
+AIRFLOW_SECONDS = 2.0
+"""For Airflow to answer in; well below Prometheus' own limit."""
 LEVELS = get_args(drift.Verdict)
 
 
@@ -53,7 +56,7 @@ class Loop(Collector):
             except Exception:
                 self._tally = Tally()  # what was folded in part would be counted twice
                 raise
-            families = [*counts(self._tally, params), *states(self._tally, params, ledger.data_now()), *room()]
+            families = [*counts(self._tally, params), *states(self._tally, params, ledger.data_now()), *room(), airflow()]
             if self._tally.look is not None:
                 families += list(day(self._read(self._tally.look)))
         yield from families
@@ -127,6 +130,8 @@ def states(tally: Tally, params: Params, now: datetime) -> Iterator[Metric]:
         if allowed is not None:
             text = "data time from which on time forbids no retrain; absent while a freeze or a retrain in flight does"
             yield _gauge("policy_next_allowed_data_timestamp_seconds", text, (), {(): _unix(allowed)})
+    limit = params.policy.stale_days * DAY.total_seconds()
+    yield _gauge("model_stale_seconds", "age from which a retrain is due (policy.stale_days)", (), {(): limit})
     held = tally.order is not None and tally.order.kind == "hold"
     yield _gauge("policy_held", "1: a person holds retrains", (), {(): held})
 
@@ -207,6 +212,22 @@ def room() -> Iterator[Metric]:
         "disk_free_bytes", "free where EVERGREEN_VAR and EVERGREEN_DATA are", ("place",), {(n,): u.free for n, u in used.items()}
     )
     yield _gauge("disk_size_bytes", "and in all", ("place",), {(name,): usage.total for name, usage in used.items()})
+
+
+def airflow() -> Metric:
+    """Whether Airflow's components are well, by its API server's own account; that one is down if it does not answer."""
+    where, well = settings(), {("api_server",): 0.0}
+    url = f"http://{where.host}:{where.airflow_port}/api/v2/monitor/health"
+    try:
+        with urllib.request.urlopen(url, timeout=AIRFLOW_SECONDS) as answer:
+            told = json.load(answer)
+    except (OSError, ValueError):
+        pass  # that it does not answer is what is told
+    else:
+        well = {("api_server",): 1.0} | {
+            (component,): float(state["status"] == "healthy") for component, state in told.items() if state.get("status")
+        }
+    return _gauge("airflow_healthy", "1: the component of Airflow is well", ("component",), well)
 
 
 def _due(params: Params) -> bool:

@@ -59,9 +59,13 @@ def test_step__that_fails__says_why(task: SimpleNamespace, pushed: list[dict[str
 
 def test_step__says_what_it_cost_however_it_ends(task: SimpleNamespace, pushed: list[dict[str, Any]]) -> None:
     held = bytearray(b"x" * (64 << 20))
-    with pytest.raises(ValueError), step():
+
+    def work() -> None:
         sum(range(3_000_000))
         raise ValueError(str(len(held)))
+
+    with pytest.raises(ValueError), step():
+        work()
     (cost,) = [said["value"] for said in pushed if said["key"] == "cost"]
     assert cost["seconds"] > 0
     assert cost["cpu_seconds"] > 0

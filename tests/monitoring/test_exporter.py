@@ -42,7 +42,8 @@ def scraped(loop: exporter.Loop) -> dict[tuple[str, ...], float]:
 def test_scrape__nothing_happened_yet__makes_nothing_up() -> None:
     found = scraped(exporter.Loop())
     assert {name for name, *_ in found} == {
-        "schedule_active", "ledger_entries", "policy_held", "disk_free_bytes", "disk_size_bytes",
+        "schedule_active", "ledger_entries", "policy_held", "disk_free_bytes", "disk_size_bytes", "airflow_healthy",
+        "model_stale_seconds",
     }  # fmt: skip
 
 
