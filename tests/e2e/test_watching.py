@@ -1,0 +1,75 @@
+"""Real Prometheus and Alertmanager over a real service and exporter: alerts reach people, and each panel's query has an answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from ops import alert_table, dashboards
+from ops.alert_table import Listener, Stage
+from tests.conftest import forget
+
+pytestmark = pytest.mark.e2e
+EMPTY_WHEN_WELL = {
+    "sum by (view) (rate(evergreen_features_filled_total[5m]))",
+    "sum by (model_version, reason) (rate(evergreen_model_failures_total[5m]))",
+    "flag:evergreen_flags:ratio_rate5m",
+    "sum by (dag, kind) (increase(evergreen_alerts_total[1d]))",
+}
+"""Queries about what went wrong; nothing did."""
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[tuple[Stage, Listener]]:
+    if not all(shutil.which(name) for name in ("prometheus", "prometheus-alertmanager")):
+        pytest.skip("not installed: `sh ops/install_debian.sh prometheus prometheus-alertmanager`")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (
+            "EVERGREEN_VAR",
+            "EVERGREEN_DATA",
+            "EVERGREEN_ONLINE",
+            "EVERGREEN_STORE",
+            "EVERGREEN_LEDGER",
+            "EVERGREEN_MLFLOW",
+        ):
+            patch.setenv(name, "")  # so that they are put back
+            patch.delenv(name)
+        forget()
+        with alert_table.watched() as found:
+            yield found
+    forget()
+
+
+def test_panels__each_query_has_an_answer(watched: tuple[Stage, Listener]) -> None:
+    def empty() -> set[str]:
+        found = {}
+        for _, _, query in dashboards.queries():
+            answer = httpx.get(f"{watched[1].prometheus}/api/v1/query", params={"query": query}, timeout=20).json()
+            assert answer["status"] == "success", (query, answer)
+            found[query] = answer["data"]["result"]
+        return {query for query, result in found.items() if not result}
+
+    deadline = time.monotonic() + 60
+    while (left := empty() - EMPTY_WHEN_WELL) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert not left
+
+
+@pytest.mark.parametrize("fault", ["service down", "drift harm"])
+def test_fault__raises_its_alert_and_no_other_page__and_is_resolved(fault: str, watched: tuple[Stage, Listener]) -> None:
+    row = alert_table.play(fault, *watched)
+    assert row.well, row
+
+
+@pytest.mark.parametrize("name", dashboards.ALL)
+def test_dashboard__is_the_one_that_is_checked_in(name: str) -> None:
+    kept = dashboards.FOLDER / f"{name}.json"
+    assert kept.read_text() == dashboards.rendered(name), "run: python -m ops.dashboards"
+    panels = json.loads(kept.read_text())["panels"]
+    assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
+    assert all(panel["targets"] and panel["description"] for panel in panels)
