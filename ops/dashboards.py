@@ -113,7 +113,7 @@ COST = [
     Panel("CPU by step", {"topk(10, sum by (dag, step) (increase(evergreen_step_cpu_seconds_total[1d])))": "{{dag}} {{step}}"}, "s", "Of a day, the ten dearest."),
     Panel("Peak memory by step", {"topk(10, evergreen_step_peak_bytes)": "{{dag}} {{step}}"}, "bytes", "Of the newest run: what a worker must have room for."),
     Panel("CPU a training run", {'sum(evergreen_step_cpu_seconds_total{dag="train"}) / sum(evergreen_runs_total{dag="train"})': "mean"},
-          "s", "Of a week."),
+          "s", "Mean of all."),
 ]  # fmt: skip
 
 ALL = {
