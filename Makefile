@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast test-browser demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-pages alert-table dashboards fault-table api-cases up down status
+.PHONY: help setup lock lint format test test-fast test-browser demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-pages bench-metrics alert-table dashboards fault-table api-cases up down status
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -97,6 +97,9 @@ bench-serving: $(STAMP)  ## the service beside BentoML, MLflow and plain FastAPI
 
 bench-pages: $(STAMP)  ## the Models pages after ten days and after a year: time and queries of each; two minutes
 	@$(BIN)/python -m ops.bench_pages
+
+bench-metrics: $(STAMP)  ## series after a year, cost of a scrape, cost of counting a request; three minutes
+	@$(BIN)/python -m ops.bench_metrics
 
 alert-table: $(STAMP)  ## ten things go wrong under a real Prometheus and Alertmanager: who is told, how soon; six minutes
 	@$(BIN)/python -m ops.alert_table

@@ -163,12 +163,17 @@ class Exporter:
 
     def read(self, case: str, data: Path | None = None) -> None:
         """Reads the place of `case` (see `ops.alert_place`), which is made first; `data`: a tenth of a disk is free there."""
-        self._running.close()
-        env = place(self._folder, case) | {"EVERGREEN_EXPORTER_PORT": str(self.port)}
-        command = [sys.executable, "-c", "from ml.cli import main; main()", "exporter"]
+        env, prefix = place(self._folder, case), []
         if data is not None:
             fill = 'mount -t tmpfs -o size=8m tmpfs "$0" && head -c 7800000 /dev/zero >"$0/filler" && exec "$@"'
-            command, env = ["unshare", "-rm", "sh", "-c", fill, str(data), *command], env | {"EVERGREEN_DATA": str(data)}
+            prefix, env = ["unshare", "-rm", "sh", "-c", fill, str(data)], env | {"EVERGREEN_DATA": str(data)}
+        self.start(env, prefix)
+
+    def start(self, env: dict[str, str], prefix: Sequence[str] = ()) -> None:
+        """Reads the place that `env` names; `prefix`: a command that runs the command after it in its own way."""
+        self._running.close()
+        env = env | {"EVERGREEN_EXPORTER_PORT": str(self.port)}
+        command = [*prefix, sys.executable, "-c", "from ml.cli import main; main()", "exporter"]
         self._running.enter_context(process(command, self._folder / "exporter.log", **env))
         eventually(lambda: _ready(self.port, "/metrics"), "the exporter answers")
 
