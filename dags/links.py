@@ -86,6 +86,16 @@ class DriftReportLink(BaseOperatorLink):
         return file_url(f"page/{page}" if page else "monitoring/index.html")
 
 
+class SummaryLink(BaseOperatorLink):
+    """The week's page."""
+
+    name = "Weekly summary"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        page = _outcome(ti_key).get("page")
+        return file_url(f"page/{page}" if page else "monitoring/index.html")
+
+
 class DataDocsLink(BaseOperatorLink):
     """What validation found in what was landed, rule by rule."""
 

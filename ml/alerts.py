@@ -65,6 +65,11 @@ CARES = {
         "open the failed task; without a champion run train and release first; clear the task",
         f"{DOCS}#score",
     ),
+    "report": Care(
+        "the week's summary is missing; nothing depends on it",
+        "open the failed task; clear it once ledger and store answer",
+        f"{DOCS}#report",
+    ),
     "features": Care(
         "tonight's training builds the day's features itself and takes longer, or fails where they are needed",
         "open the failed task; run ingest for the day if it was not landed; clear the task",

@@ -63,6 +63,7 @@ EXAMPLES = {
     "score": "evergreen score --start 2013-04-01 --end 2013-04-18 --as-of 2013-04-18T04:00",
     "monitor": "evergreen monitor --window-end 2013-04-21 --as-of 2013-04-21T05:00",
     "decide": "evergreen decide --trigger manual",
+    "report": "evergreen report --week-end 2013-04-22 --as-of 2013-04-22T07:00",
     "skew": "evergreen skew --window-end 2013-04-21 --as-of 2013-04-21T05:00",
 }
 

@@ -349,6 +349,7 @@ class LateAfter(Section):
     score: float | None = Field(None, gt=0)
     online: float | None = Field(None, gt=0)
     features: float | None = Field(None, gt=0)
+    report: float | None = Field(None, gt=0)
 
 
 class Alerts(Section):

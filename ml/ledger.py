@@ -168,9 +168,8 @@ def record(
         True when it was written; False when an entry with this key is there already (nothing is changed).
     """
     made = engine()
-    with made.connect() as connection:
-        if connection.execute(sa.select(entries_table.c.id).where(entries_table.c.key == key)).first() is not None:
-            return False  # the usual repetition: no lock is waited for
+    if has(key):
+        return False  # the usual repetition: no lock is waited for
     try:
         with locked(made) as connection:
             append(connection, kind, key, as_of, subject, verdict, reason, evidence)
@@ -218,6 +217,12 @@ def _storable(text: str) -> str:
 def entries(kind: str | None = None, until: datetime | None = None, subject: str | None = None) -> list[Entry]:
     """Entries in the order in which they were written; with `until`, those whose `as_of` is not later."""
     return _read(_where([kind] if kind is not None else None, subject, None, None, until).order_by(entries_table.c.id))
+
+
+def has(key: str) -> bool:
+    """Whether an entry with this key was written."""
+    with engine().connect() as connection:
+        return connection.execute(sa.select(entries_table.c.id).where(entries_table.c.key == key)).first() is not None
 
 
 def after(last: int) -> list[Entry]:

@@ -273,6 +273,14 @@ class WatchRef(Ref):
     """Digest of the day's page."""
 
 
+class ReportRef(Ref):
+    """A week's summary: its days, its headline, and the digest of its page in the store."""
+
+    week: Window
+    headline: str
+    page: str
+
+
 class MonitorRef(Ref):
     """What the monitoring of one day found; the whole is stored under `report`."""
 

@@ -7,6 +7,7 @@ functions: a task must not pay for what another task needs.
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -22,6 +23,7 @@ from ml.refs import (
     ModelRef,
     MonitorRef,
     Recipe,
+    ReportRef,
     ScoreRef,
     ShippedRef,
     SnapshotRef,
@@ -495,6 +497,33 @@ def skew(window_end: date, as_of: datetime) -> Decision:
     if not decision.passed:
         raise checks.alert(report, decision)
     return decision
+
+
+def report(week_end: date, as_of: datetime) -> ReportRef:
+    """Writes the summary of the seven days before `week_end` for people: to the store, and to ``<var>/reports``.
+
+    Args:
+        week_end: the first day after the week.
+        as_of: what was noted later is left out.
+    """
+    from ml import ledger, store
+    from ml.config import load_params
+    from ml.monitoring import summary
+    from ml.monitoring.looks import last_look
+    from ml.settings import settings
+
+    params, week = load_params(), summary.week_before(week_end)
+    entries = ledger.entries(until=as_of)
+    look, _ = last_look(entry for entry in entries if entry.kind == "retrain")
+    document = json.loads(store.get(look.evidence["report"])) if look else {}
+    found = summary.summarise(entries, document, week, params.problem.name, "cost", params.costs)
+    written = summary.render(found)
+    path = settings().var / "reports" / f"{week.start}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}-{os.getpid()}")
+    aside.write_bytes(written)
+    aside.replace(path)
+    return ReportRef(week=week, headline=found["headline"], page=store.put(written))
 
 
 # ---- what the steps share

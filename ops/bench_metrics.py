@@ -140,9 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ratios = overhead(at, asked.turns, asked.requests)
         rows.append(service(at, VERSIONS))
     show(["scraped", "series", "KiB", "scrape, ms (median)", "most series"], rows)
-    say(
-        f"\n/predict with metrics takes {np.median(ratios):.3f} × the CPU without ({min(ratios):.3f}–{max(ratios):.3f} by turn)"
-    )
+    say(f"\n/predict with metrics takes {np.median(ratios):.3f} × the CPU without ({min(ratios):.3f}–{max(ratios):.3f} by turn)")
 
 
 if __name__ == "__main__":

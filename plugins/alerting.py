@@ -33,10 +33,7 @@ class Mail:
     async def send(self, alert: Alert) -> None:
         from airflow.providers.smtp.hooks.smtp import SmtpHook
 
-        to = (await _connection(SMTP)).extra_dejson.get("to", "")
-        addresses = [address.strip() for address in to.split(",") if address.strip()]
-        if not addresses:
-            raise ValueError(f'connection {SMTP} names nobody: add "to": "oncall@example.org" to its extra')
+        addresses = _addresses(await _connection(SMTP))
         async with SmtpHook(SMTP) as hook:
             await hook.asend_email_smtp(to=addresses, subject=alert.subject, html_content=f"<pre>{html.escape(alert.text)}</pre>")
 
@@ -58,6 +55,18 @@ class Slack:
             answer = await client.post(url, json={"text": text})
         if answer.status_code != 200:  # an error that httpx raises would name the URL, which is a secret
             raise ConnectionError(f"the webhook answered {answer.status_code}: {answer.text[:200]}")
+
+
+def _addresses(connection: Any) -> list[str]:
+    """Whom the SMTP connection's extra names.
+
+    Raises:
+        ValueError: nobody.
+    """
+    addresses = [address.strip() for address in connection.extra_dejson.get("to", "").split(",") if address.strip()]
+    if not addresses:
+        raise ValueError(f'connection {SMTP} names nobody: add "to": "oncall@example.org" to its extra')
+    return addresses
 
 
 async def _connection(name: str) -> Any:
@@ -103,6 +112,28 @@ async def late(context: dict[str, Any]) -> str:
     with ledger.acting(runs.actor(run["run_type"], run["triggering_user_name"])):
         outcomes = await alerts.tell(alert, [Mail(), Slack()])
     return "told before" if outcomes is None else str(outcomes)
+
+
+async def mail_page(key: str, subject: str, page: bytes) -> str:
+    """Mails a page to whom connection ``evergreen_smtp`` names, unless the ledger has it as mailed; returns what became of it.
+
+    It is noted after it was sent: a crash in between sends it again, which is better than not at all.
+    """
+    from airflow.providers.smtp.hooks.smtp import SmtpHook
+
+    from ml import ledger
+    from ml.alerts import DELIVERED, DELIVERY, NOT_SET_UP, NotSetUpError
+
+    if ledger.has(key):
+        return "mailed before"
+    try:
+        addresses = _addresses(await _connection(SMTP))
+    except NotSetUpError:
+        return NOT_SET_UP
+    async with SmtpHook(SMTP) as hook:
+        await hook.asend_email_smtp(to=addresses, subject=subject, html_content=page.decode())
+    ledger.record(DELIVERY, key, ledger.data_now(), subject, DELIVERED, f"mailed to {len(addresses)}", {"to": addresses})
+    return f"mailed to {', '.join(addresses)}"
 
 
 def link(dag: str, run_id: str) -> str:

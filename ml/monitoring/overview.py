@@ -80,7 +80,7 @@ def render(lines: Sequence[Line], title: str = "Monitoring", link: str = "{day}.
         requests=requests,
         frozen=[one for one in ordered if one.get("phase") == "frozen" or one.get("broken")],
         metric=_metric(ordered),
-        quality=_quality_chart(ordered, _marks(changes, requests)),
+        quality=quality_chart(ordered, _marks(changes, requests)),
         drift=_drift_chart(ordered, _marks(changes, requests)),
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ def _marks(changes: Sequence[Line], requests: Sequence[Line]) -> list[Mark]:
     return champions + [Mark(_place(one), f"{one['day']}: retrain asked for", "bad", foot=True) for one in requests]
 
 
-def _quality_chart(lines: Sequence[Line], marks: Sequence[Mark]) -> Markup:
+def quality_chart(lines: Sequence[Line], marks: Sequence[Mark] = ()) -> Markup:
     """Realised loss at the day that the labels belong to; the estimate at the day it was made for."""
     metric = _metric(lines)
     realised = {one["realised"]["day"]: one["realised"].get(metric) for one in lines if "day" in one.get("realised", {})}

@@ -28,13 +28,13 @@ from ml.serving import release
 from ml.settings import ROOT
 from tests.conftest import forget
 
-NAMES = ("ingest", "features", "train", "release", "drift", "score", "online")
+NAMES = ("ingest", "features", "train", "release", "drift", "score", "online", "report")
 SHARED = {"common", "links", "words"}
 """Modules of ``dags/`` that hold no DAG."""
 ANNOUNCE = {"announce", "request_retrain"}
 """The tasks that are no steps: they emit an asset event, which only Airflow can."""
-PEOPLE = {"ask"}
-"""The tasks that are questions to a person."""
+PEOPLE = {"ask", "mail"}
+"""The tasks that ask or tell people."""
 BUTTONS = {"rollback"}
 """The steps that are for people, and no part of a pipeline."""
 HEAVY = ("pandas", "numpy", "xgboost", "sklearn", "mlflow", "great_expectations", "duckdb", "optuna", "dvc", "bentoml", "onnx")
