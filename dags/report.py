@@ -16,7 +16,7 @@ WORDS = words("report")
     schedule=cron("0 7 * * 1"),
     params={"as_of": time_param("The week is that of the seven days before. Empty: the end of the run's data interval.")},
     **WORDS.dag(),
-    **dag_args("report", name="report"),
+    **dag_args("model", name="report"),
 )
 def report() -> None:
     @task(**WORDS.task("report"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib
 import json
 import logging
@@ -335,3 +336,33 @@ def test_deadlines__are_those_of_the_parameters() -> None:
         assert deadlines == ([asked[name]] if asked[name] else []), name
         assert dag.on_failure_callback.__module__ == "plugins.alerting"
     assert {name for name, minutes in asked.items() if minutes} >= {"ingest", "train", "score", "drift"}
+
+
+# ---- the weekly page
+
+
+def test_mail_page__once__to_whom_the_connection_names(mail: Any, workspace: None) -> None:
+    from plugins.alerting import mail_page
+
+    assert asyncio.run(mail_page("report-1", "the week", b"<h1>A good week</h1>")) == "mailed to ada@example.org, bob@example.org"
+    assert asyncio.run(mail_page("report-1", "the week", b"<h1>A good week</h1>")) == "mailed before"
+    assert len(mail.mails) == 1
+    assert base64.b64encode(b"<h1>A good week</h1>").decode() in mail.mails[0]
+    assert asyncio.run(mail_page("report-2", "the next", b"-")).startswith("mailed to")
+
+
+def test_mail_page__nobody_set_mail_up__says_so(workspace: None) -> None:
+    from plugins.alerting import mail_page
+
+    assert asyncio.run(mail_page("report-1", "the week", b"-")) == NOT_SET_UP
+    assert ledger.entries() == []
+
+
+def test_mail_page__server_refuses__is_not_noted_as_mailed(workspace: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from plugins.alerting import mail_page
+
+    extra = {"from_email": "e@example.org", "to": "ada@example.org", "disable_ssl": True, "disable_tls": True}
+    _connect(monkeypatch, "smtp", {"conn_type": "smtp", "host": "127.0.0.1", "port": 1, "extra": extra})
+    with pytest.raises(OSError):
+        asyncio.run(mail_page("report-1", "the week", b"-"))
+    assert ledger.entries() == []

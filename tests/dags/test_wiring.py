@@ -252,6 +252,7 @@ def test_links__are_where_an_outcome_can_be_seen(dags: dict[str, Any]) -> None:
         "train.register": of_version,
         "release.canary": of_version,
         "drift.decide": {"Drift report"},
+        "report.report": {"Weekly summary"},
         "ingest.validate": {"Data Docs"},
         "ingest.data_docs": {"Data Docs"},
     }
