@@ -68,7 +68,7 @@ def airflow(place: Place) -> Iterator[Airflow]:
         started = place.services("up", "airflow")
         assert started.returncode == 0, started.stdout + started.stderr
         place.airflow = Airflow(lambda _: None, place.settings)
-        place.airflow.wait_for_dags({"ingest", "features", "train", "release", "drift", "score", "online"})
+        place.airflow.wait_for_dags({"ingest", "features", "train", "release", "drift", "score", "online", "report"})
         yield place.airflow
     finally:
         place.services("down")
