@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     airflow_port: int = 8080
     mlflow_port: int = 5000
     serving_port: int = 3000
+    traces: str = Field(
+        "", description="where traces of requests go, OTLP over HTTP: http://127.0.0.1:4318/v1/traces; empty: none"
+    )
     exporter_port: int = Field(9109, description="where `evergreen exporter` answers Prometheus")
     serving_workers: int = Field(1, ge=1, description="processes of the prediction service; with two, one may die unfelt")
     token: SecretStr = Field(SecretStr(""), description="bearer token that the service asks for; empty: none")

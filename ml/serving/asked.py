@@ -80,6 +80,10 @@ class Asked:
     """On the event loop's clock."""
     answered: Callable[[Asked], object]
     done: asyncio.Future[Asked]
+    traceparent: str = ""
+    """W3C's header, as the caller sent it."""
+    known_at: float = 0.0
+    """Like `started`: the features were known."""
     rows: list[Row] = field(default_factory=list)
     left: int = 0
     seconds: float = 0.0
@@ -88,6 +92,7 @@ class Asked:
 
     def start(self, known: Known) -> None:
         """Sends the rows to their lanes. `known`: what the online store says of them."""
+        self.known_at = time.perf_counter()
         lanes = []
         for row in self.rows:
             row.known = known

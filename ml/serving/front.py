@@ -105,12 +105,14 @@ class Hot:
             raise RequestError(405, "Method Not Allowed")
         if scope["query_string"]:
             explain = explain or _asks_to_explain(scope["query_string"])
-        request_id = ""
+        request_id = traceparent = ""
         for header, value in scope["headers"]:
             if header == b"x-request-id":
                 request_id = value[:64].decode("latin-1")
+            elif header == b"traceparent":
+                traceparent = value[:64].decode("latin-1")
         body = await body_of(receive)
-        return Reply(pydantic_core.to_json(await self._service.predict(name, body, request_id, explain)))
+        return Reply(pydantic_core.to_json(await self._service.predict(name, body, request_id, explain, traceparent)))
 
     async def _v2(self, scope: Scope, receive: Receive) -> Reply:
         method, parts = scope["method"], scope["path"].strip("/").split("/")

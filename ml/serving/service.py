@@ -29,6 +29,7 @@ from ml.serving.schema import RequestError
 from ml.serving.shadow import Shadows
 from ml.serving.team import team_of, team_of_one
 from ml.serving.telemetry import Telemetry
+from ml.serving.tracing import Tracing, tracing
 from ml.settings import settings
 
 SWITCH_SECONDS = 0.0005
@@ -63,6 +64,7 @@ class Service:
         """The name that `/predict` means."""
         self._fixed, self._write_log = fixed, write_log
         self._log: PredictionLog | None = None
+        self._tracing: Tracing | None = None
         self._follower: Follower | None = None
         self._gather = gatherer(self.telemetry.filled_in)
         self._aside = ThreadPoolExecutor(1, "aside")  # large bodies are parsed here
@@ -93,6 +95,7 @@ class Service:
         self.features.start()
         if self._write_log:
             self._log = PredictionLog(folder(), on_written=self.telemetry.logged.inc, on_dropped=self.telemetry.dropped.inc)
+        self._tracing = tracing()
         self._shadows = Shadows(self._write, lambda outcome, n: self.telemetry.shadowed.labels(outcome).inc(n))
         if bundle is not None:
             self._put(team_of_one(Serving.of(bundle, bundle.digest[:12]), self._lane))
@@ -114,6 +117,8 @@ class Service:
             _close(team, self._loop)
         if self._log is not None:
             self._log.close()
+        if self._tracing is not None:
+            self._tracing.close()
         gc.unfreeze()
 
     # What the follower calls
@@ -160,13 +165,16 @@ class Service:
             raise NotReadyError(self.problems.get(name) or "starting")
         raise RequestError(404, f"there is no model {name!r}; there are: {', '.join(sorted(self.teams)) or 'none'}")
 
-    async def predict(self, name: str | None, body: bytes, request_id: str, explain: bool = False) -> list[Answered] | Answered:
+    async def predict(
+        self, name: str | None, body: bytes, request_id: str, explain: bool = False, traceparent: str = ""
+    ) -> list[Answered] | Answered:
         """Answers a request body: one row or a list of rows.
 
         Args:
             name: of the model; None: the problem's.
             request_id: the caller's; empty: one is made.
             explain: each answer gets its explanation.
+            traceparent: W3C's header of the caller's trace; used where requests are traced.
 
         Raises:
             NotReadyError: no model is loaded.
@@ -174,7 +182,7 @@ class Service:
         """
         started, status = time.perf_counter(), 500
         try:
-            asked = await self._asked(name, body, request_id, started, MAX_EXPLAINED if explain else None)
+            asked = await self._asked(name, body, request_id, started, MAX_EXPLAINED if explain else None, traceparent)
             answers = asked.answers
             status = 200
         except RequestError as error:
@@ -206,7 +214,9 @@ class Service:
         lane.wake()
         return await tensors.done
 
-    async def _asked(self, name: str | None, body: bytes, request_id: str, started: float, most: int | None) -> Asked:
+    async def _asked(
+        self, name: str | None, body: bytes, request_id: str, started: float, most: int | None, traceparent: str
+    ) -> Asked:
         team = self.team(name)
         if len(body) > LARGE_BODY:
             prepared, many = await self._loop.run_in_executor(self._aside, _parsed, team.lead.serving, body, most)
@@ -216,9 +226,8 @@ class Service:
             raise RequestError(503, "too many requests wait already; ask again in a moment")
         budget = self._budget(len(prepared))
         done = self._loop.create_future()
-        asked = Asked(
-            team, request_id or f"{random.getrandbits(128):032x}", many, started, self._loop.time() + budget, self._answered, done
-        )
+        deadline, request_id = self._loop.time() + budget, request_id or f"{random.getrandbits(128):032x}"
+        asked = Asked(team, request_id, many, started, deadline, self._answered, done, traceparent)
         asked.rows = [Row(asked, each) for each in prepared]
         asked.left = len(asked.rows)
         if not asked.rows:
@@ -260,6 +269,8 @@ class Service:
         """Logs and counts what is about to be answered, and has shadows answer it too."""
         self._write(asked.entries)
         self.telemetry.gave(asked.entries)
+        if self._tracing is not None:
+            self._tracing.answered(asked)
         if asked.team.shadows:
             for entry in asked.entries:
                 if servings := asked.team.shadows.get(entry.cohort):
