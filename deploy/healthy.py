@@ -8,7 +8,6 @@ Standard library only, and quick to start: it runs every few seconds.
 from __future__ import annotations
 
 import sys
-import urllib.error
 import urllib.request
 
 

@@ -95,7 +95,11 @@ def test_celery__can_be_imported_by_its_provider(tmp_path: Path) -> None:
     """Not every Celery can: 5.7 could not."""
     code = "from airflow.providers.celery.executors.celery_executor import app; print(app.main)"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"AIRFLOW_HOME": str(tmp_path)}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env=os.environ | {"AIRFLOW_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-1500:]
 
@@ -154,7 +158,19 @@ def test_profiles__full_holds_small_and_each_is_whole() -> None:
 
 
 def test_services__are_those_that_a_deployment_needs() -> None:
-    needed = {"postgres", "redis", "minio", "mlflow", "serving", "proxy", "kafka", "stream", "prometheus", "alertmanager", "grafana"}
+    needed = {
+        "postgres",
+        "redis",
+        "minio",
+        "mlflow",
+        "serving",
+        "proxy",
+        "kafka",
+        "stream",
+        "prometheus",
+        "alertmanager",
+        "grafana",
+    }
     airflow = {"api", "scheduler", "scheduler-2", "dag-processor", "triggerer", "worker", "worker-2"}
     assert needed | {f"airflow-{part}" for part in airflow} <= set(files.services())
 
