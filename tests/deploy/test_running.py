@@ -82,7 +82,7 @@ def database(postgres_url: str) -> str:
         subprocess.run(script, env=os.environ | where, check=True, capture_output=True)
     names = sa.text("SELECT datname FROM pg_database")
     with sa.create_engine(postgres_url, poolclass=sa.NullPool).connect() as connection:
-        assert {"airflow", "mlflow", "evergreen", "optuna"} <= set(connection.execute(names).scalars())
+        assert {"airflow", "mlflow", "evergreen", "feast", "optuna"} <= set(connection.execute(names).scalars())
     return postgres_url.rsplit("/", 1)[0] + "/evergreen"
 
 
