@@ -21,7 +21,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from ml import store
+from ml import ledger, store
 from ml.features.online import open_store
 from ml.serving import manifest
 from ml.settings import ROOT
@@ -107,6 +107,7 @@ def deployed(
         subprocess.run([sys.executable, *words[1:]], env=os.environ, check=True)
         manifest.promote(stored(sample_bundle(), "1"), datetime(2013, 4, 1), "test", "", uuid.uuid4().hex)
         fresh_features(open_store(replica["EVERGREEN_ONLINE"]))
+        ledger.engine().dispose()  # PostgreSQL waits for open connections when it ends
         store._fs()[0].clear_instance_cache()
     forget()
     return lambda host, port: replica | {"EVERGREEN_HOST": host, "EVERGREEN_SERVING_PORT": str(port)}
