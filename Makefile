@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+IMAGE_LOCK = $(VENV)/uv/bin/uv pip compile --constraint requirements.lock --generate-hashes --no-header --no-emit-index-url -q --python-version 3.11
 export MPLBACKEND := Agg
 export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -40,6 +41,9 @@ $(STAMP): requirements.lock requirements-uv.lock
 lock:  ## resolve pyproject.toml again into requirements.lock
 	@test -x $(VENV)/uv/bin/uv || { $(PYTHON) -m venv $(VENV)/uv && $(VENV)/uv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.lock; }
 	$(VENV)/uv/bin/uv pip compile pyproject.toml --extra dev --generate-hashes --no-header --no-emit-index-url -q -o requirements.lock --python-version 3.11
+	@# what the images install: the same versions, without what only developers need
+	$(IMAGE_LOCK) pyproject.toml -o deploy/airflow.lock
+	$(IMAGE_LOCK) deploy/serving.in -o deploy/serving.lock
 
 lint: $(STAMP)  ## ruff, mypy, import-linter, doctests
 	$(BIN)/ruff check .

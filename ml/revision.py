@@ -5,17 +5,20 @@ from __future__ import annotations
 import subprocess
 from functools import cache
 
-from ml.settings import ROOT
+from ml.settings import ROOT, settings
 
 
 @cache
 def revision() -> str:
-    """Commit id, with ``+changes`` when tracked files differ from it; ``unknown`` outside a git checkout."""
+    """Commit id, with ``+changes`` when tracked files differ from it.
+
+    Outside a git checkout: what EVERGREEN_REVISION says, else ``unknown``.
+    """
     try:
         commit = git("rev-parse", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return settings().revision or "unknown"
     return f"{commit}+changes" if changed else commit
 
 

@@ -28,6 +28,7 @@ class Settings(BaseSettings):
         "", description="ledger and deployment manifest, SQLAlchemy URL of SQLite or PostgreSQL; default SQLite in <var>"
     )
     mlflow: str = Field("", description="MLflow tracking and registry URI; default SQLite in <var>")
+    mlflow_pages: str = Field("", description="where people open MLflow in a browser; default where it is reached")
     optuna: str = Field("", description="Optuna storage URL; default a journal file per study in <var>")
     online: str = Field("", description="online feature store: a file (SQLite) or redis://…; default <var>/online.db")
     feast: str = Field("", description="Feast's registry, SQLAlchemy URL; default SQLite in <var>")
@@ -40,6 +41,7 @@ class Settings(BaseSettings):
     )
     exporter_port: int = Field(9109, description="where `evergreen exporter` answers Prometheus")
     serving_workers: int = Field(1, ge=1, description="processes of the prediction service; with two, one may die unfelt")
+    revision: str = Field("", description="git revision of the code where there is no checkout, as in an image")
     token: SecretStr = Field(SecretStr(""), description="bearer token that the service asks for; empty: none")
 
     @model_validator(mode="after")
@@ -55,6 +57,8 @@ class Settings(BaseSettings):
         put("dvc_remote", self.dvc_remote or f"{self.var}/dvc-remote")
         put("ledger", self.ledger or f"sqlite:///{self.var}/ledger.db")
         put("mlflow", self.mlflow or f"sqlite:///{self.var}/mlflow.db")
+        served = self.mlflow if self.mlflow.startswith("http") else f"http://{self.host}:{self.mlflow_port}"
+        put("mlflow_pages", (self.mlflow_pages or served).rstrip("/"))
         return self
 
 

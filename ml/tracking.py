@@ -63,12 +63,11 @@ def init_store() -> None:
 
 def page(run_id: str | None, artifact: str = "") -> str:
     """Where a person sees a run, or an artifact of it, in MLflow's own pages; its first page without a run."""
-    where = settings()
-    server = where.mlflow if where.mlflow.startswith("http") else f"http://{where.host}:{where.mlflow_port}"
+    server = settings().mlflow_pages
     if run_id is None:
         return server
     experiment = _client().get_run(run_id).info.experiment_id
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}" + (f"/artifacts/{artifact}" if artifact else "")
+    return f"{server}/#/experiments/{experiment}/runs/{run_id}" + (f"/artifacts/{artifact}" if artifact else "")
 
 
 def log_and_register(

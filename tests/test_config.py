@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from ml import revision
 from ml.config import load_params
 from ml.errors import ConfigError
+from ml.pages.models import mlflow_run
 from ml.settings import ROOT, settings
+from tests.conftest import forget
 
 SHIPPED = (ROOT / "params.yaml").read_text()
 
@@ -77,6 +80,34 @@ def test_settings__defaults_lie_below_var(workspace: Path) -> None:
     here = settings()
     assert here.store == f"{workspace}/var/store"
     assert here.ledger == f"sqlite:///{workspace}/var/ledger.db"
+
+
+@pytest.mark.parametrize(
+    ("reached", "shown", "expected"),
+    [
+        ("", "", "http://127.0.0.1:5000"),
+        ("http://mlflow:5000/", "", "http://mlflow:5000"),
+        ("http://mlflow:5000", "https://mlflow.example.org/", "https://mlflow.example.org"),
+    ],
+    ids=["local", "server", "server that people reach by another name"],
+)
+def test_mlflow_pages__are_where_people_open_them(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, reached: str, shown: str, expected: str
+) -> None:
+    monkeypatch.setenv("EVERGREEN_MLFLOW", reached)
+    monkeypatch.setenv("EVERGREEN_MLFLOW_PAGES", shown)
+    forget()
+    assert settings().mlflow_pages == expected
+    assert mlflow_run("7") == f"{expected}/#/runs/7"
+
+
+def test_revision__outside_a_checkout_is_the_one_that_the_image_was_given(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revision, "ROOT", workspace)
+    monkeypatch.setenv("EVERGREEN_REVISION", "abc123")
+    forget()
+    assert revision.revision.__wrapped__() == "abc123"
 
 
 def test_digest__changes_with_any_value(workspace: Path) -> None:

@@ -90,9 +90,7 @@ def mlflow_run(run_id: str | None) -> str:
     """Where a person sees the run in MLflow; without asking MLflow, which is slow and may be down. Empty without a run."""
     if not run_id:
         return ""
-    where = settings()
-    server = where.mlflow if where.mlflow.startswith("http") else f"http://{where.host}:{where.mlflow_port}"
-    return f"{server.rstrip('/')}/#/runs/{run_id}"
+    return f"{settings().mlflow_pages}/#/runs/{run_id}"
 
 
 def _contenders(metrics: dict[str, float]) -> list[str]:
