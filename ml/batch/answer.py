@@ -56,10 +56,7 @@ class Scorer:
             IntegrityError: a column is absent or has a type that cannot be read, or the graph gives no probability.
         """
         if absent := [name for name in self.columns if name not in batch.schema.names]:
-            raise IntegrityError(
-                f"the rows have no column {absent}, which bundle {self.predictor.bundle.digest[:12]} needs",
-                "give rows of features as `evergreen training-set` writes them, or retire the model",
-            )
+            raise lacking(absent, "the rows to score")
         blocks = [self._block(batch.slice(start, BLOCK)) for start in range(0, len(batch), BLOCK)]
         return pa.concat_batches(blocks) if blocks else pa.RecordBatch.from_pylist([], SCHEMA)
 
@@ -90,6 +87,14 @@ class Scorer:
             "model": pa.repeat(self._name, n),
         }
         return pa.RecordBatch.from_arrays([values[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def lacking(absent: list[str], where: str) -> IntegrityError:
+    """The error of rows without columns that the bundle needs."""
+    return IntegrityError(
+        f"{where}: the model needs features {absent} that are not computed",
+        "restore them in the feature module, or retire the model",
+    )
 
 
 def _plain(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from ml import store
-from ml.batch.answer import BLOCK, Scorer
+from ml.batch.answer import BLOCK, Scorer, lacking
 from ml.errors import IntegrityError, NotFoundError
 from ml.packaging.bundle import Bundle
 from ml.refs import Ref
@@ -62,12 +62,13 @@ def tasks(job: Job) -> list[Task]:
     """The job's tasks in order: parts, their inputs, their row groups. Reads the files' footers only.
 
     Raises:
-        NotFoundError: an input is not there.
-        IntegrityError: an input is no Parquet file.
+        NotFoundError: an input, or the bundle, is not there.
+        IntegrityError: an input is no Parquet file, or has not the columns that the bundle needs.
     """
     made: list[Task] = []
+    columns = scorer_of(job).columns
     for p, part in enumerate(job.parts):
-        cut = [(name, groups, rows) for name in part.inputs for groups, rows in _cut(name)]
+        cut = [(name, groups, rows) for name in part.inputs for groups, rows in _cut(name, columns)]
         made += [Task(part=p, shard=i, input=name, row_groups=g, rows=n) for i, (name, g, n) in enumerate(cut)]
     return made
 
@@ -82,8 +83,7 @@ def blocks(task: Task, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The task's rows, at most `BLOCK` at a time; no more of the file is held in memory than its row group needs."""
     with opened(task.input) as file:
         parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_AHEAD)
-        wanted = [name for name in columns if name in parquet.schema_arrow.names]
-        yield from parquet.iter_batches(BLOCK, row_groups=task.row_groups, columns=wanted, use_threads=False)
+        yield from parquet.iter_batches(BLOCK, row_groups=task.row_groups, columns=columns, use_threads=False)
 
 
 def scorer_of(job: Job) -> Scorer:
@@ -125,13 +125,16 @@ def opened(name: str) -> IO[bytes]:
         raise NotFoundError(f"no file at {name}", "name Parquet files that this machine and every worker can read") from None
 
 
-def _cut(name: str) -> list[tuple[list[int], int]]:
+def _cut(name: str, columns: list[str]) -> list[tuple[list[int], int]]:
     """Row groups of a file in runs of about `TASK_ROWS` rows; groups without rows are left out."""
     try:
         with opened(name) as file:
-            meta = pq.ParquetFile(file).metadata
+            parquet = pq.ParquetFile(file)
+            meta, found = parquet.metadata, parquet.schema_arrow.names
     except pa.ArrowInvalid as error:
         raise IntegrityError(f"{name} is no Parquet file: {error}", "write it again") from None
+    if absent := [column for column in columns if column not in found]:
+        raise lacking(absent, name)
     runs: list[tuple[list[int], int]] = []
     for group in range(meta.num_row_groups):
         rows = meta.row_group(group).num_rows

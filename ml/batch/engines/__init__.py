@@ -14,7 +14,7 @@ from ml.batch import job as jobs
 from ml.batch import partition
 from ml.batch.engines.spread import Spread
 from ml.batch.job import Job
-from ml.errors import ConfigError
+from ml.errors import ConfigError, EvergreenError
 
 Engine = Literal["local", "ray", "spark", "beam"]
 NEEDS: dict[str, str] = {"ray": "ray", "spark": "pyspark", "beam": "apache_beam"}
@@ -44,10 +44,20 @@ def run(job: Job, engine: str, address: str = "") -> list[int]:
             f"install extra [{engine}] (`make engines` makes an environment with it), or set EVERGREEN_ENGINE=local",
         )
     spread: Spread = importlib.import_module(f"ml.batch.engines.on_{engine}").spread
-    jobs.scorer_of(job)  # what is wrong with the bundle shows here, not in a worker's log
     todo, folders = jobs.tasks(job), [partition.aside(job, part) for part in job.parts]
-    if left := partition.missing(job, todo, folders):
-        spread(job, left, folders, address)
-    return [
-        partition.commit(job, part, [task for task in todo if task.part == i], folders[i]) for i, part in enumerate(job.parts)
-    ]
+    if left := partition.missing(todo, folders):
+        try:
+            spread(job, left, folders, address)
+        except EvergreenError:
+            raise
+        except Exception as error:  # engines wrap what a worker raised in kinds of their own
+            raise EvergreenError(
+                f"engine {engine}: {_said(error)}", "mend that and run it again: finished shards are kept"
+            ) from error
+    return [partition.commit(part, [task for task in todo if task.part == i], folders[i]) for i, part in enumerate(job.parts)]
+
+
+def _said(error: Exception) -> str:
+    """What a worker raised, out of the engine's wrapping; else the engine's own last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in reversed(lines) if "ml.errors." in line), lines[-1])[:500]

@@ -19,9 +19,7 @@ def run(job: Job) -> list[int]:
     todo = jobs.tasks(job)
     with ThreadPoolExecutor(cores(), "score") as pool:
         return [
-            partition.publish(
-                _answers(job, [task for task in todo if task.part == i], pool), part, partition.aside(job, part)
-            )
+            partition.publish(_answers(job, [task for task in todo if task.part == i], pool), part, partition.aside(job, part))
             for i, part in enumerate(job.parts)
         ]
 

@@ -17,7 +17,7 @@ def pipeline(address: str) -> beam.Pipeline:
     """A pipeline by its options, ``--runner=DataflowRunner --project=…``; none: processes of this machine."""
     if address:
         return beam.Pipeline(options=PipelineOptions(shlex.split(address)))
-    here = PipelineOptions(direct_running_mode="multi_processing", direct_num_workers=cores())
+    here = PipelineOptions([], direct_running_mode="multi_processing", direct_num_workers=cores())
     return beam.Pipeline(runner=FnApiRunner(), options=here)  # by name, Beam would look for a runner to download
 
 

@@ -36,13 +36,12 @@ def _session(address: str) -> Any:
     builder = SparkSession.builder.appName("evergreen").master(address or f"local[{cores()}]")
     settings = {f"spark.executorEnv.{name}": value for name, value in environment().items()}
     if not address:
-        os.environ.update(environment())  # local executors inherit this process's environment, not executorEnv
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         settings |= {
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.ui.enabled": "false",
-            "spark.pyspark.python": sys.executable,
-            "spark.python.worker.reuse": "true",
+            "spark.ui.showConsoleProgress": "false",
         }
     for name, value in settings.items():
         builder = builder.config(name, value)
