@@ -24,6 +24,8 @@ from ml.refs import Ref
 TASK_ROWS = 250_000
 """Consecutive row groups make one task until they have so many rows."""
 
+SCHEME = "bigquery://"
+"""Of names that are tables of BigQuery: engine `beam` alone knows them."""
 READ_AHEAD = 1 << 20
 """Bytes of a column that are read at once."""
 
@@ -32,7 +34,7 @@ class Part(Ref):
     """One partition: the answers to the rows of `inputs`, file by file, in the files' order."""
 
     inputs: list[str]
-    """Parquet files of feature rows: digests of objects in the store, or fsspec URLs that every worker can read."""
+    """Of feature rows. Parquet files: digests of objects in the store, or fsspec URLs that every worker can read."""
     output: str
     """URL of the Parquet file that is replaced whole; every worker can write beside it."""
 

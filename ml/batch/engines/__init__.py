@@ -34,6 +34,9 @@ def run(job: Job, engine: str, address: str = "") -> list[int]:
     """
     if engine not in get_args(Engine):
         raise ConfigError(f"engine {engine!r} is not known", f"set EVERGREEN_ENGINE to one of {', '.join(get_args(Engine))}")
+    tables = [name for part in job.parts for name in (*part.inputs, part.output) if name.startswith(jobs.SCHEME)]
+    if tables and engine != "beam":
+        raise ConfigError(f"{tables[0]} is a table of BigQuery, which engine {engine} does not know", "set EVERGREEN_ENGINE=beam")
     if engine == "local":
         from ml.batch.engines import local
 
@@ -43,6 +46,10 @@ def run(job: Job, engine: str, address: str = "") -> list[int]:
             f"engine {engine} needs package {NEEDS[engine]}, which is not installed here",
             f"install extra [{engine}] (`make engines` makes an environment with it), or set EVERGREEN_ENGINE=local",
         )
+    if tables:
+        from ml.batch.engines import bigquery
+
+        return [bigquery.run(job, part, address) for part in job.parts]
     spread: Spread = importlib.import_module(f"ml.batch.engines.on_{engine}").spread
     todo, folders = jobs.tasks(job), [partition.aside(job, part) for part in job.parts]
     if left := partition.missing(todo, folders):
