@@ -62,8 +62,8 @@ def make(first: date, end: date, rows: int, folder: Path) -> tuple[str, str]:
         table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.timestamp("us")))
     path = folder / "rows.parquet"
     repeat(table, rows, path)
-    say(f"{rows:,} rows: {len(table):,} real ones of {window}, repeated; {len(kept) - 4} features, {ROUNDS} trees of depth {DEPTH}; "
-        f"{path.stat().st_size / 1e6:,.0f} MB of Parquet")  # fmt: skip
+    say(f"{rows:,} rows: {len(table):,} real ones of {window}, repeated; {len(kept) - 4} features, {ROUNDS} trees "
+        f"of depth {DEPTH}; {path.stat().st_size / 1e6:,.0f} MB of Parquet")  # fmt: skip
     return store.put(bundle), str(path)
 
 

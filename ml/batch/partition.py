@@ -86,6 +86,8 @@ def publish(rows: Iterator[pa.RecordBatch], part: Part, folder: str) -> int:
     except FileNotFoundError:
         if (published := _published(part, folder)) is None:
             raise
+        if fs.exists(beside) and not fs.ls(beside):  # made again by this run
+            fs.rmdir(beside)
         return published
     try:
         fs.rm(beside, recursive=True)

@@ -58,7 +58,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 def rows_of(job: Job) -> list[dict]:
     return [
         {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row.items()}
-        for row in expected(job)[0]
+        for row in expected(job)[0].to_pylist()
     ]
 
 
