@@ -26,8 +26,11 @@ pytestmark = needs("beam")
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """What load jobs were asked for: their configuration, and the rows of the files that they name."""
+def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file with a line for each load job: its destination, its disposition, and the rows of the files that it names.
+
+    A file, because Beam copies the client with the functions that use it.
+    """
     import apache_beam as beam
     from apache_beam.io.gcp.internal.clients import bigquery as api
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -35,12 +38,15 @@ def loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
     from ml.batch.engines import bigquery
 
-    seen: dict[str, Any] = {"rows": [], "jobs": []}
+    seen = tmp_path / "loads.jsonl"
 
     def insert(request: Any, **_: Any) -> Any:
         load = request.job.configuration.load
-        seen["jobs"].append(load)
-        seen["rows"] += [json.loads(line) for uri in load.sourceUris for line in Path(uri).read_text().splitlines()]
+        rows = [json.loads(line) for uri in load.sourceUris for line in Path(uri).read_text().splitlines()]
+        to = load.destinationTable
+        said = {"to": f"{to.projectId}.{to.datasetId}.{to.tableId}", "how": load.writeDisposition, "rows": rows}
+        with seen.open("a") as file:
+            file.write(json.dumps(said) + "\n")
         return api.Job(jobReference=api.JobReference(projectId="project1", jobId="load"))
 
     done = mock.Mock(jobReference=api.JobReference(projectId="project1", jobId="load"))
@@ -66,18 +72,17 @@ def by_name(rows: list[dict]) -> list[dict]:
     return sorted(rows, key=lambda row: row["entity_id"])
 
 
-def test_run__files_into_a_table__one_truncating_load_of_every_answer(make_job: Make, loaded: dict[str, Any]) -> None:
+def test_run__files_into_a_table__one_truncating_load_of_every_answer(make_job: Make, loaded: Path) -> None:
     job = make_job(rows=900)
     part = job.parts[0].model_copy(update={"output": TABLE})
     assert engines.run(job.model_copy(update={"parts": [part]}), "beam") == [1800]
-    (load,) = loaded["jobs"]
-    assert load.writeDisposition == "WRITE_TRUNCATE"
-    assert (load.destinationTable.datasetId, load.destinationTable.tableId) == ("dataset1", "scored$20130418")
-    assert by_name(loaded["rows"]) == by_name(rows_of(job))
+    (load,) = map(json.loads, loaded.read_text().splitlines())
+    assert (load["to"], load["how"]) == (TABLE.removeprefix("bigquery://"), "WRITE_TRUNCATE")
+    assert by_name(load["rows"]) == by_name(rows_of(job))
 
 
 def test_run__table_into_a_table__the_answers_that_files_get(
-    make_job: Make, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    make_job: Make, loaded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import apache_beam as beam
 
@@ -88,7 +93,8 @@ def test_run__table_into_a_table__the_answers_that_files_get(
     monkeypatch.setattr(bigquery, "source", lambda table, columns: beam.Create(rows))  # stands for the service
     part = Part(inputs=["bigquery://project1.dataset1.rows"], output=TABLE)
     assert engines.run(job.model_copy(update={"parts": [part]}), "beam") == [1800]
-    assert by_name(loaded["rows"]) == by_name(rows_of(job))
+    (load,) = map(json.loads, loaded.read_text().splitlines())
+    assert by_name(load["rows"]) == by_name(rows_of(job))
 
 
 def test_source__reads_the_needed_columns_straight_from_storage() -> None:
