@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast test-browser demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-pages bench-metrics alert-table dashboards fault-table api-cases up down status
+.PHONY: help setup lock lint format test test-fast test-browser demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-pages bench-batch engines test-engines bench-metrics alert-table dashboards fault-table api-cases up down status
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -44,6 +44,10 @@ lock:  ## resolve pyproject.toml again into requirements.lock
 	@# what the images install: the same versions, without what only developers need
 	$(IMAGE_LOCK) pyproject.toml -o deploy/airflow.lock
 	$(IMAGE_LOCK) deploy/serving.in -o deploy/serving.lock
+	@# these start from the versions of the main lock
+	@for name in engines beam; do cp requirements.lock requirements-$$name.lock; done
+	$(VENV)/uv/bin/uv pip compile pyproject.toml --extra dev --extra ray --extra spark --generate-hashes --no-header --no-emit-index-url -q -o requirements-engines.lock --python-version 3.11
+	$(VENV)/uv/bin/uv pip compile pyproject.toml --extra dev --extra beam --generate-hashes --no-header --no-emit-index-url -q -o requirements-beam.lock --python-version 3.11
 
 lint: $(STAMP)  ## ruff, mypy, import-linter, doctests
 	$(BIN)/ruff check .
@@ -62,6 +66,18 @@ test: $(STAMP)  ## all tests but those in a browser, with coverage of ml/
 
 test-fast: $(STAMP)  ## without the tests that start servers
 	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile
+
+engines: $(STAMP)  ## environments with Ray and Spark, and with Beam, from their locks
+	@for name in engines beam; do \
+	  test -x .venv-$$name/bin/python || $(PYTHON) -m venv --without-pip .venv-$$name; \
+	  VIRTUAL_ENV=$(CURDIR)/.venv-$$name $(VENV)/uv/bin/uv pip sync -q --require-hashes requirements-$$name.lock || exit 1; \
+	  .venv-$$name/bin/python ops/link.py || exit 1; \
+	done
+
+test-engines: engines  ## one suite on every batch engine, so that nothing is skipped for want of a package; some minutes
+	@sh ops/install_debian.sh default-jre-headless
+	.venv-engines/bin/python -m pytest -p no:cacheprovider -rs tests/batch -k "not beam and not bigquery"
+	.venv-beam/bin/python -m pytest -p no:cacheprovider -rs tests/batch/test_engines.py tests/batch/test_bigquery.py -k "beam or bigquery"
 
 test-browser: $(STAMP)  ## the pages in a real browser (needs Debian's chromium); some minutes
 	$(BIN)/python -m pytest tests/browser
@@ -98,6 +114,9 @@ bench-backfills: $(STAMP)  ## a month of backfills of each DAG beside a nightly:
 
 bench-serving: $(STAMP)  ## the service beside BentoML, MLflow and plain FastAPI: highest rate with p99 of 10 ms; 20 minutes
 	@$(BIN)/python -m ops.bench_serving
+
+bench-batch: engines  ## batch engines beside bare ONNX Runtime on ROWS rows (10 million); some minutes
+	@$(BIN)/python -m ops.bench_batch --rows $(or $(ROWS),10000000)
 
 bench-pages: $(STAMP)  ## the Models pages after ten days and after a year: time and queries of each; two minutes
 	@$(BIN)/python -m ops.bench_pages

@@ -21,6 +21,9 @@ class EvergreenError(Exception):
         self.what, self.cure = what, cure
         super().__init__(f"{what}\n  → {cure}")
 
+    def __reduce__(self) -> tuple[type[EvergreenError], tuple[str, str]]:
+        return type(self), (self.what, self.cure)  # so that it comes back whole from another process
+
 
 class ConfigError(EvergreenError):
     """A key of params.yaml or an EVERGREEN_* variable is unknown or out of range."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -32,6 +32,12 @@ class Settings(BaseSettings):
     optuna: str = Field("", description="Optuna storage URL; default a journal file per study in <var>")
     online: str = Field("", description="online feature store: a file (SQLite) or redis://…; default <var>/online.db")
     feast: str = Field("", description="Feast's registry, SQLAlchemy URL; default SQLite in <var>")
+    engine: Literal["local", "ray", "spark", "beam"] = Field(
+        "local", description="what carries batch scoring; answers are the same"
+    )
+    engine_address: str = Field(
+        "", description="its cluster: a Ray address, a Spark master, options of a Beam pipeline; default: this machine"
+    )
     host: str = Field("127.0.0.1", description="address that servers bind to")
     airflow_port: int = 8080
     mlflow_port: int = 5000

@@ -423,11 +423,12 @@ def score(window: Window, as_of: datetime) -> ScoreRef:
     """Answers for every row of the window by the champion as of `as_of`; each with what was known at its own prediction time,
     and at `as_of`.
     """
-    from ml.batch.score import score_features, write_partitions
+    from ml.batch import engines
+    from ml.batch import score as batch
     from ml.config import load_params
     from ml.data import snapshots, validation
     from ml.features import inputs, stored
-    from ml.packaging.bundle import Bundle
+    from ml.settings import settings
 
     params, champion, version = load_params(), _require_champion(as_of), snapshots.find(as_of)
     spec, root = params.tables[params.problem.table], snapshots.restore(version)
@@ -437,10 +438,10 @@ def score(window: Window, as_of: datetime) -> ScoreRef:
         "serving", {params.problem.table: rows.drop_columns([*spec.outcomes, "label", "known_at"]).to_pandas()}, name
     )
     table = stored.compute(params, rows, inputs.landed_and_live(params, root, version.last_day, as_of), as_of)
-    answers = score_features(Bundle.load(champion.bundle), table, champion.version, as_of)
-    return ScoreRef(
-        window=window, rows=len(answers), version=champion.version, partitions=write_partitions(answers, window.days())
-    )
+    job = batch.job(champion.bundle, champion.version, table, window.days(), as_of)
+    counts = engines.run(job, settings().engine, settings().engine_address)
+    names = [part.output.rpartition("/")[2] for part in job.parts]
+    return ScoreRef(window=window, rows=sum(counts), version=champion.version, partitions=names)
 
 
 def monitor(window_end: date, as_of: datetime) -> MonitorRef:

@@ -1,9 +1,7 @@
-"""Batch scoring: the same features and the same graph as online, one Parquet partition per day, replaced whole."""
+"""Batch predictions: the same features and the same graph as online, one Parquet partition per day, replaced whole."""
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Sequence
 from datetime import date, datetime
 from pathlib import Path
@@ -14,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ml import store
+from ml.batch.job import Job, Part
 from ml.config import load_params
-from ml.packaging.bundle import Bundle
-from ml.packaging.parity import predict, session
 from ml.serving.segments import SCHEMA, completed, named
 from ml.settings import settings
 
@@ -26,51 +24,30 @@ def folder() -> Path:
     return settings().var / "predictions" / "batch"
 
 
-def score_features(bundle: Bundle, features: pa.Table, version: str, as_of: datetime) -> pa.Table:
-    """Answers for feature rows, in the shape of the online prediction log.
+def job(bundle: str, version: str, features: pa.Table, days: Sequence[date], as_of: datetime) -> Job:
+    """What an engine is to do to score feature rows: one partition per day; the rows go to the store, where workers find them.
+
+    A day without rows gets an empty partition.
 
     Args:
-        features: made by `ml.features.offline.compute`, n rows.
+        bundle: its digest.
+        features: made by `ml.features.offline.compute`.
         as_of: written as ``logged_at``, so that scoring the same again gives the same bytes.
     """
-    X = features.to_pandas()
-    names = [*bundle.card.numeric, *bundle.card.text]
-    probability = predict(session(bundle.model), bundle.card.numeric, bundle.card.text, X)
-    served = features.select(names).to_pylist()
-    n = len(features)
-    columns = {
-        "entity_id": features["entity_id"],
-        "event_time": features["event_time"],
-        "prediction_time": features["prediction_time"],
-        "logged_at": pa.array([as_of] * n, pa.timestamp("us")),
-        "model_version": pa.array([version] * n),
-        "probability": pa.array(probability),
-        "flags": pa.array([[]] * n, pa.list_(pa.string())),
-        "request_id": pa.array([f"score-{version}-{entity}" for entity in features["entity_id"].to_pylist()]),
-        "tick": features["tick"],
-        "features": pa.array([json.dumps(values) for values in served]),
-        "cohort": pa.array(["batch"] * n, pa.string()),
-        "manifest": pa.array([0] * n, pa.int64()),
-        "seconds": pa.array([0.0] * n, pa.float64()),
-        "model": pa.array([load_params().problem.name] * n, pa.string()),
-    }
-    return pa.table(columns, schema=SCHEMA)
-
-
-def write_partitions(answers: pa.Table, days: Sequence[date]) -> list[str]:
-    """Writes one partition per day, written aside and renamed; returns their names. A day without rows gets an empty
-    partition.
-    """
     folder().mkdir(parents=True, exist_ok=True)
-    day_of = pc.cast(answers["event_time"], pa.date32())
-    names = []
+    day_of = pc.cast(features["event_time"], pa.date32())
+    parts = []
     for day in days:
-        target = folder() / f"{day.isoformat()}.parquet"
-        aside = target.with_suffix(f".{uuid.uuid4().hex}")
-        pq.write_table(answers.filter(pc.equal(day_of, pa.scalar(day))), aside)
-        aside.rename(target)
-        names.append(target.name)
-    return names
+        rows = features.filter(pc.equal(day_of, pa.scalar(day)))
+        inputs = [store.put(_parquet(rows))] if len(rows) else []
+        parts.append(Part(inputs=inputs, output=str(folder() / f"{day.isoformat()}.parquet")))
+    return Job(bundle=bundle, version=version, name=load_params().problem.name, as_of=as_of, parts=parts)
+
+
+def _parquet(rows: pa.Table) -> bytes:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(rows, buffer, compression="zstd")
+    return bytes(buffer.getvalue())
 
 
 def read_batch(start: datetime, end: datetime) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ml import cli, steps, store, tracking
-from ml.batch.score import score_features
+from ml.batch.answer import Scorer
 from ml.config import load_params
 from ml.data import snapshots
 from ml.errors import EvergreenError, IntegrityError, NotFoundError
@@ -72,7 +72,8 @@ def scored(bundle: Bundle, first: datetime, last: datetime) -> dict[str, float]:
     root = snapshots.restore(version)
     rows = inputs.to_score(params, root, version.last_day, first, last, AS_OF)
     table = stored.compute(params, rows, inputs.landed_and_live(params, root, version.last_day, AS_OF), AS_OF)
-    answers = score_features(bundle, table, "1", AS_OF)
+    rows = table.combine_chunks().to_batches()[0]
+    answers = Scorer(bundle, "1", params.problem.name, AS_OF).answer(rows)
     return dict(zip(answers["entity_id"].to_pylist(), answers["probability"].to_pylist(), strict=True))
 
 
