@@ -31,11 +31,21 @@ class Settings(BaseSettings):
     optuna: str = Field("", description="Optuna storage URL; default a journal file per study in <var>")
     online: str = Field("", description="online feature store: a file (SQLite) or redis://…; default <var>/online.db")
     feast: str = Field("", description="Feast's registry, SQLAlchemy URL; default SQLite in <var>")
+    kafka: str = Field("", description="Kafka's bootstrap servers, host:port,…; empty: no stream")
+    kafka_properties: str = Field("", description="file of librdkafka properties, name=value a line: security, timeouts")
+    kafka_group: str = Field("evergreen", description="consumer group of the stream")
+    kafka_member: str = Field(
+        "", description="lasting name of this member: back within the session timeout, nothing is rebalanced"
+    )
+    kafka_requests: str = Field("evergreen-requests", description="topic that the stream reads")
+    kafka_predictions: str = Field("evergreen-predictions", description="topic of its answers")
+    kafka_dead_letters: str = Field("evergreen-dead-letters", description="topic of what cannot be answered, with the reason")
     host: str = Field("127.0.0.1", description="address that servers bind to")
     airflow_port: int = 8080
     mlflow_port: int = 5000
     serving_port: int = 3000
     serving_workers: int = Field(1, ge=1, description="processes of the prediction service; with two, one may die unfelt")
+    stream_port: int = Field(3001, description="metrics of `evergreen stream`")
     token: SecretStr = Field(SecretStr(""), description="bearer token that the service asks for; empty: none")
 
     @model_validator(mode="after")
