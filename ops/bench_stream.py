@@ -16,7 +16,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings.cache_clear()
             if asked.minutes:
                 latencies(settings().var, bodies, asked.rate, 60 * asked.minutes)
-            effects = kills(settings().var, bodies, asked.rate, asked.kills, random.Random(asked.seed)) if asked.kills else None
+            effects = kills(settings().var, bodies, asked.rate, asked.kills, random.Random(asked.seed)) if asked.kills else None  # noqa: S311
     if effects is not None:
         tell(effects)
     say(f"\n{time.monotonic() - began:.0f} s")

@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 
 from ml.settings import ROOT
 
-PROPERTIES = {"fetch.wait.max.ms": "10", "session.timeout.ms": "2000", "heartbeat.interval.ms": "300", "log_level": "3"}
+PROPERTIES = {"fetch.wait.max.ms": "10", "session.timeout.ms": "4000", "heartbeat.interval.ms": "300", "log_level": "3"}
 """For clients of it."""
 
 
