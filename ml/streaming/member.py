@@ -84,6 +84,10 @@ class Member:
             logger.info("reading %s as a member of group %s", self._names.requests, self._group)
             while not self._stopping:
                 self._pass()
+        except KafkaException as error:
+            raise StreamError(
+                f"Kafka at {here.kafka}: {error.args[0].str()}", "look at the brokers' health, then start again"
+            ) from error
         finally:
             lag.stop()
             self._consumer.close()  # gives the partitions up: see _on_revoke
