@@ -80,13 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def latencies(folder: Path, bodies: Sequence[bytes], rate: float, seconds: float) -> None:
     """The first part."""
     names = brokers.topics()
+    for topic in (names.requests, *names.outputs, ECHO):
+        brokers.partitions(brokers.producer(), topic)  # which makes it
     say(f"\n## {rate:g} records a second for {seconds:.0f} s, of {len(bodies)} real ones, four partitions\n")
     with member(folder, "steady") as one, echo(names.requests), Reader(names.predictions, ECHO, names.dead_letters) as reader:
         with Flow(names.requests, bodies, rate, "warm") as warm:
             _both(reader, names.predictions, warm, one)
             time.sleep(WARM_SECONDS)
         _both(reader, names.predictions, warm, one)
-        before = {each: psutil.Process(one.process.pid).cpu_times() for each in ("cpu",)}["cpu"]
+        before = psutil.Process(one.process.pid).cpu_times()
         with Flow(names.requests, bodies, rate, "steady") as flow:
             time.sleep(seconds)
         _both(reader, names.predictions, flow, one)
@@ -126,6 +128,7 @@ def _row(name: str, seen: Sequence[Seen], flow: Flow) -> tuple[object, ...]:
 def kills(folder: Path, bodies: Sequence[bytes], rate: float, count: int, chance: random.Random) -> Effects:
     """The second part: `count` kills of two members under load."""
     names = brokers.topics()
+    brokers.checked(brokers.producer(), names)  # which makes them
     say(f"\n## {count} kills (-9) at random moments, two members, {rate:g} records a second\n")
     repeated = 0.0
     with member(folder, "first") as first, member(folder, "second") as second, Reader(*names.outputs) as reader:

@@ -12,6 +12,7 @@ import pytest
 
 from ml.serving import manifest
 from ml.settings import ROOT
+from ml.streaming import brokers
 from ops import kafka_mock
 from ops.stream_scene import MemberProcess
 from tests.conftest import forget
@@ -40,6 +41,7 @@ def kafka(cluster: dict[str, str], workspace: Path, monkeypatch: pytest.MonkeyPa
     for name, value in (cluster | names | {"EVERGREEN_PARAMS": str(workspace / "params.yaml")}).items():
         monkeypatch.setenv(name, value)
     forget()
+    brokers.checked(brokers.producer(), brokers.topics())  # which makes them
     return workspace
 
 

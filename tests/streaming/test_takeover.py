@@ -27,7 +27,7 @@ def put(topic: str, offsets: list[int], group: str = "ours", partition: int = 1)
 def committed(offset: int, **bookmarks: int) -> TopicPartition:
     names = brokers.topics()
     told = {names.predictions: bookmarks["answers"], names.dead_letters: bookmarks["dead"]} if bookmarks else {}
-    return TopicPartition(names.requests, 1, offset, metadata=json.dumps(told) if told else None)
+    return TopicPartition(names.requests, 1, offset, metadata=json.dumps(told) if told else "by hand")
 
 
 def test_progress__outputs_after_the_bookmarks__are_not_answered_again(kafka: Path) -> None:
