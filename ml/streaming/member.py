@@ -240,7 +240,7 @@ class Member:
         error = error or next((each.error for each in partitions if each.error is not None), None)
         self._gauges.commits.labels("failed" if error else "done").inc()
         if error is not None:  # again at the next turn; who comes before that finds the answers in the outputs
-            logger.warning("offsets were not committed: %s", error.str())
+            logger.info("offsets were not committed: %s", error.str())  # as in every rebalance
             for each in self._parts.values():
                 each.committed = -1
 
