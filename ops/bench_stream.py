@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,9 +105,15 @@ def latencies(folder: Path, bodies: Sequence[bytes], rate: float, seconds: float
 def _both(reader: Reader, predictions: str, flow: Flow, one: MemberProcess) -> None:
     """Waits until both have dealt with what was sent."""
     for topic in (predictions, ECHO):
-        eventually(
-            lambda topic=topic: flow.sent and flow.sent.keys() <= reader.by_id(topic).keys(), f"all sent is in {topic}", 300
-        )
+        eventually(partial(_has_all, reader, topic, flow), f"all sent is in {topic}", 300)
+
+
+def _has_all(reader: Reader, topic: str, flow: Flow) -> bool:
+    return bool(flow.sent) and set(flow.sent) <= reader.by_id(topic).keys()
+
+
+def _has_more(reader: Reader, count: float) -> bool:
+    return len(reader.seen) > count
 
 
 def _row(name: str, seen: Sequence[Seen], flow: Flow) -> tuple[object, ...]:
@@ -136,8 +143,7 @@ def kills(folder: Path, bodies: Sequence[bytes], rate: float, count: int, chance
         with Flow(names.requests, bodies, rate, f"kill{time.time_ns()}-") as flow:
             eventually(lambda: sum(each.metric("evergreen_stream_partitions") for each in members) == 4, "two members")
             for number in range(count):
-                seen = len(reader.seen)
-                eventually(lambda seen=seen: len(reader.seen) > seen + rate / 2, "answers go on")
+                eventually(partial(_has_more, reader, len(reader.seen) + rate / 2), "answers go on")
                 time.sleep(chance.uniform(0, 4))
                 victim = chance.choice(members)
                 repeated += victim.metric("evergreen_stream_repeated_total")

@@ -169,6 +169,8 @@ class Member:
     def _send(self, record: Record, taken: Taken, outcome: Outcome) -> None:
         progress = self._parts[record.at.partition]
         headers = record.marked(self._group)
+        key: bytes | None
+        value: bytes | None
         if isinstance(outcome, Answer):
             topic, key, value = self._names.predictions, outcome.message_id.encode(), outcome.value
         else:
