@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast test-browser demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-pages bench-batch engines test-engines bench-metrics alert-table dashboards fault-table api-cases up down status
+.PHONY: help setup lock lint format test test-fast test-browser demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-stream bench-pages bench-batch engines test-engines bench-metrics alert-table dashboards fault-table api-cases up down status
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -117,6 +117,8 @@ bench-serving: $(STAMP)  ## the service beside BentoML, MLflow and plain FastAPI
 
 bench-batch: engines  ## batch engines beside bare ONNX Runtime on ROWS rows (10 million); some minutes
 	@$(BIN)/python -m ops.bench_batch --rows $(or $(ROWS),10000000)
+bench-stream: $(STAMP)  ## a Kafka stream (the client's mock cluster) beside an echo, and 50 kills; 25 minutes (MINUTES=1 KILLS=5 for a short one)
+	@$(BIN)/python -m ops.bench_stream --minutes $(or $(MINUTES),10) --kills $(or $(KILLS),50)
 
 bench-pages: $(STAMP)  ## the Models pages after ten days and after a year: time and queries of each; two minutes
 	@$(BIN)/python -m ops.bench_pages

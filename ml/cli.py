@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from pydantic import ValidationError
 
-from ml import cli_batch, cli_ledger, cli_models, cli_observe, cli_release, cli_replay, cli_watch, ledger, steps
+from ml import cli_batch, cli_ledger, cli_models, cli_observe, cli_release, cli_replay, cli_stream, cli_watch, ledger, steps
 from ml.config import load_params
 from ml.errors import EvergreenError, NothingToDo
 from ml.refs import Ref, Window
@@ -170,6 +170,7 @@ app.add_typer(cli_watch.app)
 app.add_typer(cli_batch.app)
 app.add_typer(cli_replay.app)
 app.add_typer(cli_ledger.app, name="ledger")
+app.add_typer(cli_stream.app, name="stream")
 
 features_app = typer.Typer(pretty_exceptions_enable=False)
 app.add_typer(features_app, name="features")

@@ -38,6 +38,15 @@ class Settings(BaseSettings):
     engine_address: str = Field(
         "", description="its cluster: a Ray address, a Spark master, options of a Beam pipeline; default: this machine"
     )
+    kafka: str = Field("", description="Kafka's bootstrap servers, host:port,…; empty: no stream")
+    kafka_properties: str = Field("", description="file of librdkafka properties, name=value a line: security, timeouts")
+    kafka_group: str = Field("evergreen", description="consumer group of the stream")
+    kafka_member: str = Field(
+        "", description="lasting name of this member: back within the session timeout, nothing is rebalanced"
+    )
+    kafka_requests: str = Field("evergreen-requests", description="topic that the stream reads")
+    kafka_predictions: str = Field("evergreen-predictions", description="topic of its answers")
+    kafka_dead_letters: str = Field("evergreen-dead-letters", description="topic of what cannot be answered, with the reason")
     host: str = Field("127.0.0.1", description="address that servers bind to")
     airflow_port: int = 8080
     mlflow_port: int = 5000
@@ -48,6 +57,7 @@ class Settings(BaseSettings):
     exporter_port: int = Field(9109, description="where `evergreen exporter` answers Prometheus")
     serving_workers: int = Field(1, ge=1, description="processes of the prediction service; with two, one may die unfelt")
     revision: str = Field("", description="git revision of the code where there is no checkout, as in an image")
+    stream_port: int = Field(3001, description="metrics of `evergreen stream`")
     token: SecretStr = Field(SecretStr(""), description="bearer token that the service asks for; empty: none")
 
     @model_validator(mode="after")
