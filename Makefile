@@ -12,7 +12,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast test-browser demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-pages fault-table api-cases up down status
+.PHONY: help setup lock lint format test test-fast test-browser test-families lock-families demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-pages fault-table api-cases up down status
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -41,6 +41,10 @@ lock:  ## resolve pyproject.toml again into requirements.lock
 	@test -x $(VENV)/uv/bin/uv || { $(PYTHON) -m venv $(VENV)/uv && $(VENV)/uv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-uv.lock; }
 	$(VENV)/uv/bin/uv pip compile pyproject.toml --extra dev --generate-hashes --no-header --no-emit-index-url -q -o requirements.lock --python-version 3.11
 
+lock-families: $(STAMP)  ## resolve the examples' requirements again (PyTorch, Keras)
+	@for family in torch keras; do \
+	  $(VENV)/uv/bin/uv pip compile examples/$$family/requirements.in --generate-hashes --no-header --no-emit-index-url -q -o requirements-$$family.lock --python-version 3.11 || exit; done
+
 lint: $(STAMP)  ## ruff, mypy, import-linter, doctests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -61,6 +65,10 @@ test-fast: $(STAMP)  ## without the tests that start servers
 
 test-browser: $(STAMP)  ## the pages in a real browser (needs Debian's chromium); some minutes
 	$(BIN)/python -m pytest tests/browser
+
+test-families: $(STAMP)  ## PyTorch and Keras models: trained elsewhere, registered, served (300 MB to fetch); some minutes
+	@sh ops/families.sh
+	$(BIN)/python -m pytest -s -rs tests/families
 
 demo: $(STAMP)  ## the whole story on real data, with visible progress; starts clean, leaves the services up
 	@$(BIN)/python -m ops.demo
