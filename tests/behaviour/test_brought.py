@@ -28,7 +28,7 @@ from ml.features import stored
 from ml.monitoring.profiles import Profile
 from ml.packaging.bundle import Bundle
 from ml.packaging.rebuild import rebuild
-from ml.refs import ModelRef, TrainPlan, VersionRef, Window
+from ml.refs import EvaluationRef, FeatureSetRef, TrainPlan, VersionRef, Window
 from ml.serving import manifest
 from ml.training import history
 from ml.training.fit import labelled
@@ -173,7 +173,8 @@ def test_loop__release_serve_watch_train_against_it_roll_back(brought: Brought, 
     assert report["holdout"]["champion_rows"]["twin"] == 0
     assert checks["untouched_holdout_champion"].passed and "until 2013-01-10" in checks["untouched_holdout_champion"].detail
     assert f"champion v{version.version}" in checks["champion"].detail
-    second = registered(plan, evaluation.model)
+    second = registered(plan, features, evaluation)
+    assert steps.canary(second, LATER, skip="no traffic in this test").verdict == "pass"
     steps.promote(second, LATER)
     assert manifest.current().champion.version == second.version  # type: ignore[union-attr]
     steps.rollback(None, "a test", "back to the brought one")
@@ -181,9 +182,7 @@ def test_loop__release_serve_watch_train_against_it_roll_back(brought: Brought, 
     assert history.warm(None, LATER + timedelta(days=1), "another") == [evaluation.model.recipe]
 
 
-def registered(plan: TrainPlan, model: ModelRef) -> VersionRef:
-    features = steps.features(plan)
-    evaluation = steps.evaluate(plan, features, model)
+def registered(plan: TrainPlan, features: FeatureSetRef, evaluation: EvaluationRef) -> VersionRef:
     shipped = steps.refit(plan, features, evaluation)
     version = steps.register(plan, features, evaluation, shipped, steps.package(plan, features, shipped))
     return version.model_copy(update={"verdict": "promote"})  # whatever the gate said of so small a model
