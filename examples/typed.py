@@ -99,8 +99,10 @@ def whole(typed: Typed, network: onnx.ModelProto) -> onnx.ModelProto:
     """Raw features → matrix → network, in one graph. The network has one input and one output, and opset `OPSET`."""
     first = typed.graph()
     first.ir_version = network.ir_version = min(first.ir_version, network.ir_version, 10)
-    known = {opset.domain for opset in network.opset_import}
-    network.opset_import.extend(opset for opset in first.opset_import if opset.domain not in known)
+    assert {opset.version for opset in network.opset_import if opset.domain == ""} == {OPSET}
+    assert {node.domain for node in network.graph.node} <= {""}
+    del network.opset_import[:]  # exporters name domains that they do not use
+    network.opset_import.extend(first.opset_import)
     second = compose.add_prefix(network, "network/")
     joined = compose.merge_models(first, second, io_map=[("matrix", second.graph.input[0].name)])
     onnx.checker.check_model(joined)
