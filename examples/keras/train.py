@@ -21,7 +21,7 @@ import tf2onnx
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import typed as t  # beside this folder
 
-EPOCHS, BATCH, SEED = 4, 512, 0
+EPOCHS, BATCH, SEED = 20, 256, 0
 
 
 def fit(matrix: np.ndarray, y_true: np.ndarray) -> keras.Model:

@@ -18,7 +18,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import typed as t  # beside this folder
 
-EPOCHS, BATCH, SEED = 4, 512, 0
+EPOCHS, BATCH, SEED = 20, 256, 0
 
 
 def fit(matrix: np.ndarray, y_true: np.ndarray) -> nn.Module:
