@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast test-browser demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-stream bench-pages bench-batch engines test-engines bench-metrics alert-table dashboards fault-table api-cases up down status
+.PHONY: help setup lock lint format test test-fast test-browser test-families lock-families demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-stream bench-pages bench-batch engines test-engines bench-metrics alert-table dashboards fault-table api-cases up down status
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -49,6 +49,10 @@ lock:  ## resolve pyproject.toml again into requirements.lock
 	$(VENV)/uv/bin/uv pip compile pyproject.toml --extra dev --extra ray --extra spark --generate-hashes --no-header --no-emit-index-url -q -o requirements-engines.lock --python-version 3.11
 	$(VENV)/uv/bin/uv pip compile pyproject.toml --extra dev --extra beam --generate-hashes --no-header --no-emit-index-url -q -o requirements-beam.lock --python-version 3.11
 
+lock-families: $(STAMP)  ## resolve the examples' requirements again (PyTorch, Keras)
+	@for family in torch keras; do \
+	  $(VENV)/uv/bin/uv pip compile examples/$$family/requirements.in --generate-hashes --no-header --no-emit-index-url -q -o requirements-$$family.lock --python-version 3.11 || exit; done
+
 lint: $(STAMP)  ## ruff, mypy, import-linter, doctests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,6 +85,10 @@ test-engines: engines  ## one suite on every batch engine, so that nothing is sk
 
 test-browser: $(STAMP)  ## the pages in a real browser (needs Debian's chromium); some minutes
 	$(BIN)/python -m pytest tests/browser
+
+test-families: $(STAMP)  ## PyTorch and Keras models: trained elsewhere, registered, served (300 MB to fetch); some minutes
+	@sh ops/families.sh
+	$(BIN)/python -m pytest -s -rs tests/families
 
 demo: $(STAMP)  ## the whole story on real data, with visible progress; starts clean, leaves the services up
 	@$(BIN)/python -m ops.demo

@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from pydantic import ValidationError
 
-from ml import cli_batch, cli_ledger, cli_models, cli_observe, cli_release, cli_replay, cli_stream, cli_watch, ledger, steps
+from ml import cli_batch, cli_bring, cli_ledger, cli_models, cli_observe, cli_release, cli_replay, cli_stream, cli_watch, ledger, steps
 from ml.config import load_params
 from ml.errors import EvergreenError, NothingToDo
 from ml.refs import Ref, Window
@@ -161,7 +161,8 @@ def _is_ref(kind: object) -> bool:
 
 for _name in step_names():
     if _name not in ("features", "rollback"):  # these two are written by hand
-        app.command(_name.replace("_", "-"))(_command(_name))
+        _made = _command(_name)
+        app.command(_name.replace("_", "-"))(cli_bring.or_brought(_made) if _name == "register" else _made)
 
 app.add_typer(cli_models.app)
 app.add_typer(cli_release.app)

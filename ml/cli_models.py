@@ -66,7 +66,7 @@ def explain(
     )
     typer.echo(f"version {number} answers {_answer(found['answer'], bundle)}\n")
     typer.echo("\n".join(_table(found)))
-    typer.echo("\n" + _words(found, model.members[0].task, len(model.members)))
+    typer.echo("\n" + _words(found, model.task, len(model.members)))
 
 
 @app.command()

@@ -20,7 +20,7 @@ RECORDED = "recorded_at"  # what landed files add to the declared columns: see m
 
 ColumnType = Literal["string", "int", "float", "bool", "timestamp"]
 Task = Literal["binary", "multiclass", "regression"]
-FamilyName = Literal["xgboost", "lightgbm", "linear"]
+FamilyName = Literal["xgboost", "lightgbm", "linear", "onnx"]  # the last: brought as a graph, never fitted here
 
 
 class Section(BaseModel):
@@ -169,7 +169,7 @@ class Tune(Section):
 
     def integers(self, family: FamilyName) -> set[str]:
         """The family's searched settings that are whole numbers."""
-        space = {"xgboost": self.space, "lightgbm": self.second_space, "linear": {}}[family]
+        space = {"xgboost": self.space, "lightgbm": self.second_space, "linear": {}, "onnx": {}}[family]
         return {name for name, dimension in space.items() if dimension.int}
 
 

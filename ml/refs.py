@@ -111,6 +111,11 @@ class Recipe(Ref):
     family: FamilyName
     params: dict[str, float]
 
+    @property
+    def brought(self) -> bool:
+        """Whether nothing was chosen here: the model came as a graph."""
+        return self.family == "onnx"
+
 
 class TrainPlan(Ref):
     """What one training run will do, and why; everything else follows from it."""

@@ -189,7 +189,7 @@ def fit(plan: TrainPlan, features: FeatureSetRef) -> ModelRef:
 def evaluate(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> EvaluationRef:
     """Judges the twin on the holdout by all gates: floors, baselines, the champion on the same rows, slices, parity and more.
 
-    Trees that are not better than the linear model beside them give way to it.
+    Trees that are not better than the linear model beside them give way to it; a brought model is judged as it is.
     """
     from ml import store
     from ml.config import load_params
@@ -206,7 +206,7 @@ def evaluate(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> Evalu
         champion = contest.Champion.load(plan.champion_version, plan.champion_digest)
         answered = collect.answered(plan.champion_version, plan.holdout)
     held = contest.hold(plan, X, parts, champion, answered, params)
-    if (why := held.simpler_wins()) is not None:
+    if not model.recipe.brought and (why := held.simpler_wins()) is not None:
         parts, plan = parts.simple(why), plan.model_copy(update={"holdout_uses": plan.holdout_uses + 1})
         rows = labelled(stored.read(features), plan.train)
         parts = replace(parts, profile=_reference(parts.fitted, rows, parts.fitted, X))
@@ -228,6 +228,9 @@ def refit(plan: TrainPlan, features: FeatureSetRef, evaluation: EvaluationRef) -
     from ml.training.fit import labelled
 
     params, model = load_params(), evaluation.model
+    if model.recipe.brought:
+        why = "a brought model has no recipe to fit again"
+        return ShippedRef(model=model, twin=model.artifacts, decision=again.as_judged(f"ships as it was judged: {why}"))
     if evaluation.decision.verdict != "promote" or not params.train.refit:
         why = "the verdict was keep" if params.train.refit else "train.refit is off"
         return ShippedRef(model=model, twin=model.artifacts, decision=again.as_judged(f"ships as it was judged: {why}"))
@@ -245,7 +248,7 @@ def package(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> Bu
     from ml.data import snapshots
     from ml.errors import ConfigError, IntegrityError
     from ml.features import stored
-    from ml.packaging import artifacts, bento, bundle, examples, lineage, parity
+    from ml.packaging import artifacts, bento, bundle, examples, lineage
     from ml.training.fit import labelled
 
     params, model = load_params(), shipped.model
@@ -256,7 +259,7 @@ def package(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> Bu
         )
     parts = artifacts.Artifacts.load(model.artifacts)
     encoding, X = parts.fitted.encoding, labelled(stored.read(features), plan.holdout)
-    decision = parity.check_parity(parts.onnx, parts.fitted, X, params.gates.parity_tolerance, params.serving.threshold)
+    decision = parts.parity(X, params)
     if not decision.passed:
         raise IntegrityError(f"the graph of {model.digest[:12]} differs from its model: {decision.reason}", "do not ship it")
     spec = params.tables[params.problem.table]
@@ -316,7 +319,9 @@ def register(
         params=model.recipe.params
         | {"family": model.recipe.family, "rounds": model.rounds}
         | {k: str(v) for k, v in params.train.model_dump().items()},
-        metrics=evaluation.metrics | {"tuning_loss": parts.winner.loss, "fit_cpu_seconds": model.cpu_seconds},
+        metrics=evaluation.metrics
+        | {"fit_cpu_seconds": model.cpu_seconds}
+        | ({} if parts.winner.loss is None else {"tuning_loss": parts.winner.loss}),
         tags=tags,
         artifacts={name: files[name] for name in ("encoding.json", "climatology.json", "profile.json", "tuning.json")}
         | {name: report[name] for name in ("report.json", "report.html", "card.md")},
@@ -547,12 +552,13 @@ def _require_champion(as_of: datetime) -> Deployed:
     return champion
 
 
-def _recipe(bundle: str) -> Recipe:
-    """What the search chose for a packaged model."""
+def _recipe(bundle: str) -> Recipe | None:
+    """What the search chose for a packaged model; None for one that was brought."""
     from ml.packaging.bundle import Bundle
 
     lineage = Bundle.load(bundle).card.lineage
-    return Recipe(family=lineage["family"], params=json.loads(lineage["tuned"]))
+    recipe = Recipe(family=lineage["family"], params=json.loads(lineage["tuned"]))
+    return None if recipe.brought else recipe
 
 
 def _fitted(

@@ -8,13 +8,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ml import store
-from ml.refs import Recipe
+from ml.packaging.brought import FAMILY, Brought
+from ml.packaging.parity import check_parity
+from ml.refs import Decision, Recipe
 from ml.training.climatology import Climatology
 from ml.training.encoding import Encoding
 from ml.training.fit import Fitted, Learned
 from ml.training.models import FAMILIES, Linear
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from ml.config import Params
     from ml.training.tuning import Winner
 
 
@@ -39,6 +44,15 @@ class Artifacts:
         winner = self.winner.model_copy(update={"recipe": Recipe(family="linear", params={}), "rounds": 1, "reason": reason})
         return Artifacts.make(fitted, winner, self.profile)
 
+    def parity(self, X: pd.DataFrame, params: Params) -> Decision:
+        """Whether the graph answers as the model does, on rows with one column per feature; of a brought graph, whether its
+        answers hold.
+        """
+        limits = params.gates
+        if isinstance(self.fitted, Brought):
+            return self.fitted.holds(X, limits.parity_tolerance)
+        return check_parity(self.onnx, self.fitted, X, limits.parity_tolerance, params.serving.threshold)
+
     def files(self) -> dict[str, bytes]:
         """Name → bytes; the same model gives the same bytes."""
         return {
@@ -58,25 +72,29 @@ class Artifacts:
 
 def dump(fitted: Fitted) -> dict[str, bytes]:
     """The files of what was learned."""
-    first = fitted.members[0]
-    about = {"family": first.family, "task": first.task, "members": len(fitted.members)}
+    about = {"family": fitted.family, "task": fitted.task, "members": len(fitted.members)}
+    if isinstance(fitted, Brought):
+        own = fitted.dump()
+    else:
+        own = {f"member-{i}.bin": member.dump() for i, member in enumerate(fitted.members)}
     return {
         "family.json": json.dumps(about, sort_keys=True).encode(),
         "encoding.json": fitted.encoding.model_dump_json().encode(),
         "climatology.json": fitted.climatology.model_dump_json().encode(),
         "linear.json": fitted.linear.dump(),
         "learned.json": fitted.learned.model_dump_json().encode(),
-    } | {f"member-{i}.bin": member.dump() for i, member in enumerate(fitted.members)}
+    } | own
 
 
 def load(files: Mapping[str, bytes]) -> Fitted:
-    """The inverse of `dump`."""
+    """The inverse of `dump`; of a brought model `files` has the graph, too."""
     about = json.loads(files["family.json"])
-    family = FAMILIES[about["family"]]
-    return Fitted(
-        members=tuple(family.load(files[f"member-{i}.bin"], about["task"]) for i in range(about["members"])),
+    family = FAMILIES.get(about["family"])  # none made the graph that was brought, which has no members
+    fitted = Fitted(
+        members=tuple(family.load(files[f"member-{i}.bin"], about["task"]) for i in range(about["members"])) if family else (),
         encoding=Encoding.model_validate_json(files["encoding.json"]),
         climatology=Climatology.model_validate_json(files["climatology.json"]),
         linear=Linear.load(files["linear.json"], about["task"]),
         learned=Learned.model_validate_json(files["learned.json"]),
     )
+    return Brought.load(files, fitted) if about["family"] == FAMILY else fitted

@@ -146,7 +146,7 @@ class Bundle:
         from ml.packaging.artifacts import load  # imports XGBoost: a service that never explains must not pay for it
 
         try:
-            found = load(files)
+            found = load({**files, MODEL: self.model})
         except (KeyError, ValueError, TypeError) as error:  # libraries raise kinds of ValueError
             raise IntegrityError(f"{EXPLAINER} of {self.digest[:12]} is malformed: {_first_line(error)}", _CURE) from None
         if (found.encoding.numeric, found.encoding.text) != (self.card.numeric, self.card.text):

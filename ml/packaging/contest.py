@@ -26,7 +26,7 @@ from ml.evaluation.report import scoring_of
 from ml.metrics import Scoring
 from ml.packaging.artifacts import Artifacts
 from ml.packaging.bundle import Bundle
-from ml.packaging.parity import check_parity, inputs, predict, session
+from ml.packaging.parity import inputs, predict, session
 from ml.refs import Decision, TrainPlan
 from ml.training.baseline import predict_climatology
 from ml.training.encoding import Encoding, encode
@@ -93,7 +93,7 @@ def hold(
     names = len(fitted.encoding.numeric) + len(fitted.encoding.text)
     candidate = Contender("candidate", answers, fitted.learned.last, fitted.leaves, names)
     baselines = {"climatology": predict_climatology(fitted.climatology, X)}
-    if fitted.members[0].family != "linear":
+    if fitted.family != "linear":
         baselines["linear"] = fitted.linear.predict(encode(fitted.encoding, X))
     other, sources = (None, {}) if champion is None else _champion(champion, X, answered)
     graphs = [(parts.onnx, fitted.encoding.numeric, fitted.encoding.text)]
@@ -107,7 +107,7 @@ def hold(
         baselines=baselines,
         kind=kind(plan, parts, champion),
         feature_scores=_feature_scores(fitted.encoding, X, holdout.y_true, params),
-        parity=check_parity(parts.onnx, fitted, X, params.gates.parity_tolerance, params.serving.threshold),
+        parity=parts.parity(X, params),
         latency_ms=measured[0],
         champion_latency_ms=measured[1] if champion else None,
         size_mb=len(parts.onnx) / 1e6,

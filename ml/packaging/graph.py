@@ -48,7 +48,7 @@ def export(fitted: Fitted) -> bytes:
     Output: float32; ``probability`` (n, 1), ``probabilities`` (n, classes) or ``value`` (n, 1), by task. The same input gives the
     same bytes.
     """
-    encoding, task = fitted.encoding, fitted.members[0].task
+    encoding, task = fitted.encoding, fitted.task
     parts = _Parts()
     parts.node("Concat", _columns(parts, encoding), "matrix", axis=1)
     answers = [_member(parts, member, i, len(encoding.columns)) for i, member in enumerate(fitted.members)]

@@ -37,7 +37,7 @@ def of(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> dict[st
         "params_file": store.put(load_params().model_dump_json().encode()),
         "revision": revision(),
         "libraries": json.dumps(libraries(), sort_keys=True),
-        "train": str(plan.train),
+        "train": str(model.train if model.recipe.brought else plan.train),
         "refit": str(model.train) if shipped.decision.verdict == "refitted" else "none",
         "learned": f"{model.train.start}/{model.train.end}",
         "holdout": str(plan.holdout),

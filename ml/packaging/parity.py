@@ -56,12 +56,14 @@ def check_parity(graph: bytes, fitted: Fitted, X: pd.DataFrame, tolerance: float
     encoding, few = fitted.encoding, X.head(CHANGED_ROWS)
     cases = {
         "real rows": X,
-        "missing values": _with(encoding, few, np.nan, None),
-        "infinite values": pd.concat([_with(encoding, few, np.inf, "never seen"), _with(encoding, few, -np.inf, "")]),
+        "missing values": with_changed(encoding, few, np.nan, None),
+        "infinite values": pd.concat(
+            [with_changed(encoding, few, np.inf, "never seen"), with_changed(encoding, few, -np.inf, "")]
+        ),
         "unseen categories": few.assign(**dict.fromkeys(encoding.text, "never seen")),
         "split thresholds": at_thresholds(fitted, X.iloc[:: max(len(X) // AT_ROWS, 1)].head(AT_ROWS)),
     }
-    onnx, task = session(graph), fitted.members[0].task
+    onnx, task = session(graph), fitted.task
     checks = []
     for name, rows in cases.items():
         expected, found = fitted.predict(rows), predict(onnx, encoding.numeric, encoding.text, rows)
@@ -98,7 +100,7 @@ def _turned(expected: np.ndarray, found: np.ndarray, threshold: float) -> int:
     return int(((expected >= threshold) != (found >= threshold)).sum())
 
 
-def _with(encoding: Encoding, X: pd.DataFrame, number: float, text: str | None) -> pd.DataFrame:
+def with_changed(encoding: Encoding, X: pd.DataFrame, number: float, text: str | None) -> pd.DataFrame:
     """Every feature replaced in some rows: each seventh for numbers, each fifth for text, starting at different rows."""
     at = np.arange(len(X))
     plain = [name for name in encoding.numeric if name not in encoding.periods]

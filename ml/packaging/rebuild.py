@@ -74,12 +74,18 @@ def rebuild(version: str) -> Rebuilt:
     Raises:
         NotFoundError: there is no such version; its data version or parameters are not there any more; or it was registered
             without the tags that say how it was made.
+        EvergreenError: it was brought as a graph.
         EvergreenError: the code of then is neither this tree nor a commit of its repository; or making it failed.
         SnapshotError: the raw data is not what was versioned.
     """
     began = time.monotonic()
     number = tracking.number(version)
     tags = tracking.tags(load_params().problem.name, number)
+    if tags.get("family") == "onnx":
+        raise EvergreenError(
+            f"version {number} was brought as a graph: how it was trained is not known here, so it cannot be made again",
+            "train it again where it came from, and compare the file's SHA-256 with that in the version's reason",
+        )
     if missing := [name for name in NEEDED if name not in tags]:
         raise NotFoundError(
             f"version {number} has no tag {', '.join(missing)}: how it was made was not recorded",

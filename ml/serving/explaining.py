@@ -53,7 +53,7 @@ class Explainer:
         encoding = self._fitted.encoding
         X = pd.DataFrame([entry.features for entry in entries], columns=[*encoding.numeric, *encoding.text])
         X = X.astype(dict.fromkeys(encoding.numeric, float))  # a column of None has no numbers by itself
-        unit, found = explain.UNITS[self._fitted.members[0].task], explain.rows(self._fitted, X, NAMED)
+        unit, found = explain.UNITS[self._fitted.task], explain.rows(self._fitted, X, NAMED)
         made: list[Explanation | None] = []
         for entry, row in zip(entries, found, strict=True):
             if not abs(row["answer"] - entry.probability) <= TOLERANCE:  # that would explain another answer; NaN too

@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from ml.config import Params
-from ml.errors import NotEnoughDataError
+from ml.config import FamilyName, Params, Task
+from ml.errors import EvergreenError, NotEnoughDataError
 from ml.features.definitions import Feature
 from ml.refs import Recipe, Ref, Window
 from ml.training import baseline
@@ -39,6 +39,14 @@ class Fitted:
     climatology: Climatology
     linear: Linear
     learned: Learned
+
+    @property
+    def family(self) -> FamilyName:
+        return self.members[0].family
+
+    @property
+    def task(self) -> Task:
+        return self.members[0].task
 
     def predict(self, X: pd.DataFrame) -> np.ndarray:
         """Answers to feature rows, shape (n,) or (n, classes)."""
@@ -86,7 +94,10 @@ def fit_model(
 
     Raises:
         NotEnoughDataError: fewer labelled rows than `train.min_rows`, or labels that do not vary.
+        EvergreenError: the recipe is that of a brought model.
     """
+    if recipe.brought:
+        raise EvergreenError("a brought model has no recipe to fit", "train it where it came from, and register the new graph")
     rows = labelled(table, window)
     enough(len(rows), params.train.min_rows, f"train window {window}")
     y_true, problem = rows["label"].to_numpy(), params.problem

@@ -15,6 +15,7 @@ WARM = 4
 def warm(champion: Recipe | None, as_of: datetime, run_key: str) -> list[Recipe]:
     """The champion's recipe, then those of the last models that were judged by `as_of`, newest first, each once."""
     earlier = [Recipe.model_validate(e.evidence["recipe"]) for e in reversed(_judged(as_of, run_key))]
+    earlier = [recipe for recipe in earlier if not recipe.brought]  # there is nothing to try
     found: list[Recipe] = [champion] if champion else []
     for recipe in earlier:
         if recipe not in found:

@@ -32,14 +32,15 @@ FIRST: FamilyName = "xgboost"
 
 
 class Winner(Ref):
-    """What the study chose. `loss` is the mean over all validation rows; `trial` the slot; `trials` counts pruned ones, too.
+    """What the study chose. `loss` is the mean over all validation rows (None: there was no study); `trial` the slot; `trials`
+    counts pruned ones, too.
 
     `convergence` holds by slot: slot, family, state, best (loss until then) and cpu_seconds (summed until then).
     """
 
     recipe: Recipe
     rounds: int
-    loss: float
+    loss: float | None
     trial: int
     trials: int
     reason: str
