@@ -20,7 +20,19 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from pydantic import ValidationError
 
-from ml import cli_batch, cli_bring, cli_ledger, cli_models, cli_observe, cli_release, cli_replay, cli_stream, cli_watch, ledger, steps
+from ml import (
+    cli_batch,
+    cli_bring,
+    cli_ledger,
+    cli_models,
+    cli_observe,
+    cli_release,
+    cli_replay,
+    cli_stream,
+    cli_watch,
+    ledger,
+    steps,
+)
 from ml.config import load_params
 from ml.errors import EvergreenError, NothingToDo
 from ml.refs import Ref, Window

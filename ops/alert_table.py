@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def watchers(folder: Path, targets: dict[str, int]) -> Iterator[Listener]:
         stack.callback(listener.shutdown)
         for name, command in commands.items():
             stack.enter_context(process(command, folder / f"{name}.log"))
-            eventually(lambda name=name: _ready(ports[name]), f"{name} is ready")
+            eventually(partial(_ready, ports[name]), f"{name} is ready")
         listener.prometheus = f"http://127.0.0.1:{ports['prometheus']}"
         yield listener
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -69,9 +70,13 @@ def service(at: Scene, versions: int) -> list[str]:
     """A row of the table: the service after so many champions, each answering once."""
     for version in range(2, versions + 2):
         at.promote(str(version))
-        eventually(lambda version=version: at.ask().get("model_version") == str(version), f"version {version} serves")
+        eventually(partial(_serves, at, str(version)), f"version {version} serves")
     text, seconds = scrapes(f"{at.service.url}/metrics", SCRAPES)
     return _row(f"service, {versions} versions", text, seconds)
+
+
+def _serves(at: Scene, version: str) -> bool:
+    return at.ask().get("model_version") == version
 
 
 def _row(name: str, text: str, seconds: list[float]) -> list[str]:

@@ -82,7 +82,11 @@ class Maker:
     def _runs(self, as_of: datetime) -> None:
         """What was landed that night, and the nightly runs with what their steps cost."""
         bad = 3 if as_of.day == 13 else 0
-        told = {"rows": {"flights": 900 - bad, "weather": 72}, "quarantined": {"flights": bad, "weather": 0}, "broken": []}
+        told: dict[str, Any] = {
+            "rows": {"flights": 900 - bad, "weather": 72},
+            "quarantined": {"flights": bad, "weather": 0},
+            "broken": [],
+        }
         self._write("landing", f"landing-{as_of:%Y%m%d}", as_of, str(as_of.date()), "quarantined" if bad else "clean", "", told)
         for dag, steps in RUNS.items():
             costs = {step: {"seconds": 9.0, "cpu_seconds": 8.0, "peak_bytes": 400_000_000} for step in steps}

@@ -57,7 +57,7 @@ def make(folder: Path, password: str, user: str = USER) -> None:
         os.chown(folder, who["user"], who["group"])
         os.chown(folder / "password", who["user"], who["group"])
     options = ["-U", user, f"--pwfile={folder / 'password'}", "-A", "scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8", "-N"]
-    command = [binary / "initdb", "-D", folder / "db", *options]
+    command: list[str | Path] = [binary / "initdb", "-D", folder / "db", *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, **who)
     if done.returncode != 0:
         last = " / ".join(done.stderr.strip().splitlines()[-3:])

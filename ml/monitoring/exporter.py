@@ -238,15 +238,15 @@ def _unix(moment: datetime) -> float:
     return moment.replace(tzinfo=UTC).timestamp()
 
 
-def _counter(name: str, text: str, labels: tuple[str, ...], values: Mapping[Labels, float]) -> Metric:
+def _counter(name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]) -> Metric:
     return _filled(CounterMetricFamily(f"evergreen_{name}", text, labels=labels), values)
 
 
-def _gauge(name: str, text: str, labels: tuple[str, ...], values: Mapping[Labels, float]) -> Metric:
+def _gauge(name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]) -> Metric:
     return _filled(GaugeMetricFamily(f"evergreen_{name}", text, labels=labels), values)
 
 
-def _filled(family: Any, values: Mapping[Labels, float]) -> Metric:
+def _filled(family: Any, values: Mapping[Any, float]) -> Metric:
     for labels, value in sorted(values.items()):
         family.add_metric(labels, float(value))
     made: Metric = family

@@ -7,7 +7,7 @@ request without a collector pays for one comparison, and one with it for three s
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ml.errors import ConfigError
 from ml.settings import settings
@@ -47,7 +47,7 @@ class Tracing:
         """The spans of a request that is about to be answered; below the caller's, if it sent ``traceparent``."""
         began, known = self._at(asked.started), self._at(asked.known_at)
         ended = self._at(asked.started + asked.seconds)
-        told = {
+        told: dict[str, Any] = {
             "evergreen.request_id": asked.request_id,
             "evergreen.model": asked.team.name,
             "evergreen.model_version": sorted({entry.model_version for entry in asked.entries}),
