@@ -34,7 +34,9 @@ def _echo(reader: Consumer, writer: Producer, target: str) -> None:
         writer.poll(0)
         message = reader.poll(0.05)
         if message is not None and message.error() is None:
-            writer.produce(target, message.value(), message.key(), message.partition(), headers=message.headers())
+            place = message.partition()
+            assert place is not None  # it was read from one
+            writer.produce(target, message.value(), message.key(), place, headers=message.headers())
             reader.store_offsets(message)
     if any(each.offset >= 0 for each in reader.position(reader.assignment())):
         reader.commit(asynchronous=True)

@@ -128,7 +128,7 @@ class Reader:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            message = self._client.poll(0.1)
+            message: Any = self._client.poll(0.1)
             if message is None or message.error() is not None:
                 continue
             at, headers = time.monotonic(), dict(message.headers() or [])
@@ -183,7 +183,7 @@ class Flow:
             if (early := due - time.monotonic()) > 0:
                 time.sleep(early)
             name = f"{self._prefix}{number}"
-            headers = {MESSAGE_ID: name.encode(), DUE: repr(due).encode()}
+            headers: Any = {MESSAGE_ID: name.encode(), DUE: repr(due).encode()}
             body, partition = self._bodies[number % len(self._bodies)], number % self._partitions
             self._producer.produce(self._topic, body, name, partition, self._delivered, headers=headers)
             self._producer.poll(0)

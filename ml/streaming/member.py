@@ -168,7 +168,7 @@ class Member:
 
     def _send(self, record: Record, taken: Taken, outcome: Outcome) -> None:
         progress = self._parts[record.at.partition]
-        headers = record.marked(self._group)
+        headers: Any = record.marked(self._group)
         key: bytes | None
         value: bytes | None
         if isinstance(outcome, Answer):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
@@ -89,7 +90,8 @@ class Outputs:
                     raise StreamError(f"{message.topic()}: {error.str()}", "look at the brokers' health, then start again")
                 unread.discard((message.topic(), message.partition()))
                 continue
-            if (source := source_of(message.headers())) is not None:
+            headers: Any = message.headers()  # as read always a list
+            if (source := source_of(headers)) is not None:
                 group, place = source
                 if group == self._group and place.topic == self._names.requests and place.partition in answered:
                     answered[place.partition].add(place.offset)
