@@ -7,6 +7,7 @@ process; so no step needs to import BentoML. Nothing is fetched and no git is as
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -117,14 +118,25 @@ def build_bento(bundle: bytes, name: str, labels: Mapping[str, str]) -> tuple[st
             "requirements": requirements,
         }
         command = [sys.executable, "-P", __file__, json.dumps(order)]
-        environment = _environment(settings().var / "bentoml") | {"PYTHONPATH": str(context)}
-        done = subprocess.run(command, cwd=context, env=environment, capture_output=True, text=True, check=False)
+        home = settings().var / "bentoml"
+        environment = _environment(home) | {"PYTHONPATH": str(context)}
+        with _alone(home):
+            done = subprocess.run(command, cwd=context, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not archive.exists():
             lines = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
             raise BentoError(f"building {tag} failed with exit code {done.returncode}: {lines}", "mend what BentoML names")
         exported = archive.read_bytes()
     store.remember(f"bento-{store.sha256(bundle)}", store.put(exported))
     return tag, exported
+
+
+@contextlib.contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """One build at a time in a BentoML home: each reads what is there, and fails on another that is half there."""
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def archive_of(digest: str) -> bytes:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions, version
 from pathlib import Path
 
@@ -108,6 +109,15 @@ def test_boot__packed_code_is_broken__error_with_its_last_lines(built: tuple[str
             copy.addfile(member, io.BytesIO(content))
     with pytest.raises(BentoError, match="the packed code"), boot(broken.getvalue()):
         pytest.fail("it must not start")
+
+
+def test_build__several_at_once__each_has_its_archive(workspace: Path) -> None:
+    bundles = [sample_bundle(bias=bias) for bias in (0.1, 0.2, 0.3)]
+    with ThreadPoolExecutor(len(bundles)) as pool:
+        built = list(pool.map(lambda bundle: build_bento(bundle, "flight_delay", {}), bundles))
+    assert len({tag for tag, _ in built}) == len(bundles)
+    for bundle, (_, archive) in zip(bundles, built, strict=True):
+        assert store.get(store.recall(f"bento-{store.sha256(bundle)}") or "") == archive
 
 
 def test_build__bundle_without_a_good_service__error_names_the_cause(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
