@@ -64,12 +64,12 @@ format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(STAMP)  ## all tests but those in a browser, with coverage of ml/
+test: $(STAMP)  ## all tests but those below that need more installed, with coverage of ml/
 	@# three at a time on two cores: those that start servers wait much of the time
-	$(BIN)/python -m pytest --ignore tests/browser -n 3 --dist loadfile --no-loadscope-reorder --cov=ml --cov-report=term:skip-covered
+	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/families -m "not engines" -n 3 --dist loadfile --no-loadscope-reorder --cov=ml --cov-report=term:skip-covered
 
 test-fast: $(STAMP)  ## without the tests that start servers
-	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist loadfile
+	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/families -m "not e2e and not engines" -n 2 --dist loadfile
 
 engines: $(STAMP)  ## environments with Ray and Spark, and with Beam, from their locks
 	@for name in engines beam; do \

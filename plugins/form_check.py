@@ -13,7 +13,7 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
-ASKS = re.compile(r"/api/v2/dags/(ingest|features|train|release|drift|score|online)/dagRuns/?$")
+ASKS = re.compile(r"/api/v2/dags/(ingest|features|train|release|drift|score|online|report)/dagRuns/?$")
 LARGEST = 1_000_000
 """Bytes of a body that is looked at; a form has a few hundred."""
 

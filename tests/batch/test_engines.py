@@ -36,12 +36,13 @@ Make = Callable[..., Job]
 DISTRIBUTED = sorted(engines.NEEDS)
 
 
-def needs(engine: str) -> pytest.MarkDecorator:
+def needs(engine: str) -> list[pytest.MarkDecorator]:
     package = engines.NEEDS.get(engine)
     absent = package is not None and importlib.util.find_spec(package) is None
     no_java = engine == "spark" and shutil.which("java") is None
     why = f"package {package} is not installed here" if absent else "there is no java here (Debian: default-jre-headless)"
-    return pytest.mark.skipif(absent or no_java, reason=f"{why}: `make test-engines` runs this")
+    skip = pytest.mark.skipif(absent or no_java, reason=f"{why}: `make test-engines` runs this")
+    return [] if engine == "local" else [skip, pytest.mark.engines]
 
 
 every_engine = pytest.mark.parametrize("engine", [pytest.param(name, marks=needs(name)) for name in ("local", *DISTRIBUTED)])
@@ -198,11 +199,9 @@ def test_run__a_worker_fails__the_error_is_its_own(engine: str, make_job: Make) 
     assert not Path(job.parts[0].output).exists()
 
 
-@every_engine
-def test_run__twice_at_once__both_end_and_the_partition_is_whole(engine: str, make_job: Make) -> None:
-    if engine != "local":
-        pytest.skip("what two runs share is the folder beside the partition, which is the same for every engine")
-    job, failures = make_job(engine), []
+def test_run__twice_at_once__both_end_and_the_partition_is_whole(make_job: Make) -> None:
+    """Of engine local: what two runs share is the folder beside the partition, which is the same for every engine."""
+    job, failures = make_job("local"), []
 
     def again() -> None:
         try:
@@ -266,13 +265,14 @@ def test_run__engine_is_not_known_or_not_installed__says_how(make_job: Make, mon
 
 
 @pytest.mark.e2e
-@every_engine
+@pytest.mark.parametrize("engine", [pytest.param(name, marks=needs(name)) for name in ("local", "ray", "spark")])
 def test_run__workers_find_the_bundle_in_the_store__wherever_they_start(
     engine: str, make_job: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another store than the default, another working folder: nothing of the driver's own folders is needed."""
-    if engine == "beam":
-        pytest.skip("Beam's workers of this machine inherit the environment; elsewhere the operator sets EVERGREEN_STORE")
+    """Another store than the default, another working folder: nothing of the driver's own folders is needed.
+
+    Beam's workers of this machine inherit the environment; elsewhere the operator sets EVERGREEN_STORE.
+    """
     from tests.conftest import forget
 
     monkeypatch.setenv("EVERGREEN_STORE", str(tmp_path / "elsewhere"))

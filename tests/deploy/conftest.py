@@ -84,6 +84,8 @@ class Names(threading.Thread):
                 query, asker = self._socket.recvfrom(4096)
             except OSError:  # closed
                 return
+            if not query:  # what a shut down socket gives
+                return
             end = query.index(b"\0", 12) + 5  # header, name, type, class
             listed = [b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 1, 4) + socket.inet_aton(a) for a in self.addresses]
             head = query[:2] + b"\x84\x00" + struct.pack(">HHHH", 1, len(listed), 0, 0)

@@ -16,8 +16,6 @@ from ml.settings import ROOT
 COMPOSE = ROOT / "docker-compose.yml"
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
-STREAM_REASON = "ml/streaming is not part of this tree"
-STREAM_THERE = (ROOT / "ml" / "streaming").is_dir()
 
 _PLACE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?:(?P<how>:[-?])(?P<then>[^}]*))?\})")
 

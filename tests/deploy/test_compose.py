@@ -47,8 +47,6 @@ def test_schema__is_that_of_the_compose_specification() -> None:
 
 @pytest.mark.parametrize("service", files.services())
 def test_own_variables__are_settings(service: str) -> None:
-    if service == "stream" and not files.STREAM_THERE:
-        pytest.skip(files.STREAM_REASON)
     given = {name for name in all_environments()[service] if name.startswith("EVERGREEN_")}
     assert given <= OWN, f"no setting: {given - OWN}"
 
@@ -75,8 +73,6 @@ def test_airflow__knows_every_option_and_every_command(tmp_path: Path) -> None:
 def test_command__exists(place: str, words: list[str]) -> None:
     program, *rest = words
     if program == "evergreen":
-        if rest == ["stream"] and not files.STREAM_THERE:
-            pytest.skip(files.STREAM_REASON)
         assert rest[0] in typer.main.get_command(app).commands  # type: ignore[attr-defined]
     elif program == "mlflow":
         from mlflow.cli import cli

@@ -160,7 +160,7 @@ def test_replicas_behind_the_proxy__one_is_killed_and_comes_back__each_request_i
         assert _healthy(f"{watch}/livez") == 0
         with _callers(ask) as seen:
             eventually(lambda: len(seen) >= 200, PATIENCE)
-            assert all(_answered(host, port) for host in REPLICAS)
+            eventually(lambda: all(_answered(host, port) for host in REPLICAS), PATIENCE)
             first.kill()
             first.wait()
             killed = len(seen)
