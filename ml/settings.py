@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     optuna: str = Field("", description="Optuna storage URL; default a journal file per study in <var>")
     online: str = Field("", description="online feature store: a file (SQLite) or redis://…; default <var>/online.db")
     feast: str = Field("", description="Feast's registry, SQLAlchemy URL; default SQLite in <var>")
+    shared: bool = Field(
+        False, description="true: several machines; landed data, predictions and pages are shared by store and ledger"
+    )
     host: str = Field("127.0.0.1", description="address that servers bind to")
     airflow_port: int = 8080
     mlflow_port: int = 5000
