@@ -48,6 +48,12 @@ def wanted() -> bool:
     return True
 
 
+def files() -> dict[str, str]:
+    """All that is shared: ``data/…`` or ``var/…`` → digest in the store."""
+    with ledger.engine().connect() as connection:
+        return {row.name: row.digest for row in connection.execute(sa.select(_files).order_by(_files.c.name))}
+
+
 @contextmanager
 def lock(name: str) -> Iterator[None]:
     """Waits for, and holds, the only right to something in the whole deployment; nothing on one machine, where a file lock does.
