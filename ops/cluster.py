@@ -190,7 +190,9 @@ def _sweep(place: Place, name: str) -> None:
 
 
 def _note(place: Place, name: str, pid: int) -> None:
-    record = {"pid": pid, "started": psutil.Process(pid).create_time()}
+    log = place.folder / "logs" / f"{name}.log"
+    begins = log.stat().st_size if log.exists() else 0
+    record = {"pid": pid, "started": psutil.Process(pid).create_time(), "log": begins}
     aside = place.folder / "run" / f".{name}"
     aside.write_text(json.dumps(record))
     aside.rename(place.folder / "run" / f"{name}.json")

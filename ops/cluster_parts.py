@@ -222,5 +222,9 @@ def _all_healthy(body: bytes | None) -> bool:
 
 def _works(place: Place, name: str) -> bool:
     """Whether a worker listens to its queue: it has said so in its log since it was started last."""
-    log = place.folder / "logs" / f"{name}.log"
-    return bool(members(place, name)) and log.exists() and b"ready." in log.read_bytes()[-20_000:]
+    record = place.folder / "run" / f"{name}.json"
+    if not record.exists():
+        return False
+    with (place.folder / "logs" / f"{name}.log").open("rb") as log:
+        log.seek(json.loads(record.read_text())["log"])
+        return b"ready." in log.read()

@@ -2,17 +2,18 @@
 
     python -m ops.kill_table [--kills 100] [--seed 0] [--per-day 4]
 
-A cluster lives day after day (land, prepare, train, release, score, watch) while scheduler, workers, Redis, PostgreSQL and the object
-store are killed, restarted or frozen at random moments. A second cluster lives the same days undisturbed. Ends with exit code 1 when
-a run failed, something was done twice or by half, or the two states differ.
+A cluster lives day after day (land, prepare, train, release, score, watch) while scheduler, workers, Redis, PostgreSQL and the
+object store are killed, restarted or frozen at random moments. A second cluster lives the same days undisturbed. Ends with exit
+code 1 when a run failed, something was done twice or by half, or the two states differ.
 
 The S3 server here keeps its objects in memory, so it is frozen (SIGSTOP) for 30 seconds, and not killed: who asks waits or runs
-into his time limit. PostgreSQL is restarted (SIGINT: connections are cut), everything else is killed by SIGKILL with all its children.
+into his time limit. PostgreSQL is restarted (SIGINT: connections are cut); all else is killed by SIGKILL with all its children.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import signal
@@ -78,7 +79,7 @@ class Killer(threading.Thread):
             met, part = self._in_the_middle_of(kind.rpartition("mid-")[2]) or ("", part)
         else:
             self.over.wait(self.chance.uniform(0, SPREAD_SECONDS))
-        began = time.monotonic()
+        began, before = time.monotonic(), _pids(self.place)
         if kind == "object store":
             count = cluster.kill(self.place, "s3", signal.SIGSTOP, wake=False)
             time.sleep(FROZEN_SECONDS)
@@ -87,7 +88,7 @@ class Killer(threading.Thread):
             count = cluster.kill(self.place, "postgres", signal.SIGINT, leader=True)
         else:
             count = cluster.kill(self.place, part if kind.startswith("worker") else kind)
-        self._until_well()
+        self._until_well({} if kind == "object store" else before, part if kind.startswith("worker") else kind)
         return Kill(kind, count, time.monotonic() - began, met)
 
     def _in_the_middle_of(self, task: str) -> tuple[str, str] | None:
@@ -110,10 +111,13 @@ class Killer(threading.Thread):
             return []
         return [one["id"] for one in found if one["task_id"] == task]
 
-    def _until_well(self) -> None:
+    def _until_well(self, before: dict[str, int], killed: str) -> None:
+        """Until the killed part runs again, and all are well."""
         deadline = time.monotonic() + WELL_SECONDS
         waiting = [*stores(self.place), *parts(self.place)]
         waiting = [part for part in waiting if part.name != "serving"]
+        while before and _pids(self.place).get(killed) == before[killed] and time.monotonic() < deadline:
+            time.sleep(0.1)
         while waiting:
             waiting = [part for part in waiting if not (members(self.place, part.name) and part.healthy())]
             if waiting and time.monotonic() > deadline:
@@ -213,6 +217,11 @@ def _plan(kills: int, per_day: int, seed: int) -> list[list[str]]:
     order = {kind: place for place, kind in enumerate(f"worker, mid-{task}" for task in TASKS)}
     days = [kinds[i : i + per_day] for i in range(0, kills, per_day)]
     return [sorted(day, key=lambda kind: order.get(kind, -1)) for day in days]  # a day fits, then registers, then promotes
+
+
+def _pids(place: Place) -> dict[str, int]:
+    """The first process of each part, as the keeper started it last."""
+    return {path.stem: json.loads(path.read_text())["pid"] for path in (place.folder / "run").glob("[!.]*.json")}
 
 
 def _alive(place: Place, worker: str) -> list[psutil.Process]:
