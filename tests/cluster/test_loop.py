@@ -44,7 +44,13 @@ def test_loop__runs_on_two_workers_that_share_no_folder(place: Place) -> None:
     tasks = {worker: [json.loads(line) for line in _lines(place, worker)] for worker in WORKERS}
     assert all(tasks.values()), "each worker had a part in it"
     done = {(line["dag"], line["task"]) for lines in tasks.values() for line in lines if line["outcome"] == "success"}
-    assert done >= {("ingest", "snapshot"), ("train", "register"), ("release", "promote"), ("score", "score"), ("drift", "decide")}
+    assert done >= {
+        ("ingest", "snapshot"),
+        ("train", "register"),
+        ("release", "promote"),
+        ("score", "score"),
+        ("drift", "decide"),
+    }
     assert not _lines(place, "control"), "the scheduler's machine did none"
 
 
