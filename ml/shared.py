@@ -78,7 +78,7 @@ def pull(*folders: Path) -> dict[str, str]:
     """
     there = add(*folders)
     for path in (path for folder in folders if wanted() for path in _local(folder)):
-        if _name(path) not in there:
+        if name_of(path) not in there:
             path.unlink(missing_ok=True)
     return there
 
@@ -102,7 +102,7 @@ def push(before: Mapping[str, str], *folders: Path) -> None:
     """
     if not wanted():
         return
-    here = {_name(path): path for folder in folders for path in _local(folder)}
+    here = {name_of(path): path for folder in folders for path in _local(folder)}
     changed = {name: path for name, path in here.items() if before.get(name) != _digest(path)}
     digests = {name: store.put(path.read_bytes()) for name, path in changed.items()}
     with ledger.engine().begin() as connection:
@@ -117,7 +117,7 @@ def push(before: Mapping[str, str], *folders: Path) -> None:
 def share(files: Mapping[Path, bytes]) -> None:
     """Shares files with these contents, in one transaction; others are left as they are for everybody."""
     if wanted():
-        digests = {_name(path): store.put(content) for path, content in files.items()}
+        digests = {name_of(path): store.put(content) for path, content in files.items()}
         with ledger.engine().begin() as connection:
             _write(connection, digests)
 
@@ -126,7 +126,7 @@ def offer(folder: Path, pattern: str) -> None:
     """Shares files of a folder that never change, where that is not done yet."""
     if wanted():
         there = _rows(folder)
-        share({path: path.read_bytes() for path in folder.glob(pattern) if _name(path) not in there})
+        share({path: path.read_bytes() for path in folder.glob(pattern) if name_of(path) not in there})
 
 
 def _write(connection: sa.Connection, changes: Mapping[str, str | None]) -> None:
@@ -141,7 +141,7 @@ def _write(connection: sa.Connection, changes: Mapping[str, str | None]) -> None
 
 def _rows(folder: Path, connection: sa.Connection | None = None) -> dict[str, str]:
     """Of a file, or of all below a folder: name → digest."""
-    name = _name(folder)
+    name = name_of(folder)
     chosen = sa.select(_files.c.name, _files.c.digest).where(
         (_files.c.name == name) | _files.c.name.startswith(name + "/", autoescape=True)
     )
@@ -161,7 +161,7 @@ def _bring(path: Path, digest: str) -> None:
     if path.is_file() and _digest(path) == digest:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{uuid.uuid4().hex}")
+    aside = path.withname_of(f".{uuid.uuid4().hex}")
     aside.write_bytes(store.get(digest))
     aside.rename(path)
 
@@ -176,7 +176,7 @@ def _digest_of(path: Path, changed: int, size: int, inode: int) -> str:
     return store.sha256(path.read_bytes())
 
 
-def _name(path: Path) -> str:
+def name_of(path: Path) -> str:
     """``data/…`` or ``var/…``, the same on every machine."""
     for root, folder in (("data", settings().data), ("var", settings().var)):
         if path.is_relative_to(folder):

@@ -90,7 +90,12 @@ def validate_rows(checkpoint: str, rows: dict[str, pd.DataFrame], run_name: str)
         whole[table] = given.reset_index(drop=True).assign(**dict.fromkeys(absent, None))
     results, broken = _run(checkpoint, whole, run_name)
     ref = _store(checkpoint, run_name, {table: len(given) for table, given in whole.items()}, results, broken, {})
-    raise_for(broken, whole, lambda _: Path(ref.results_uri), "land the days again that these rows come from, or mend the rule")
+    raise_for(
+        broken,
+        whole,
+        lambda _: _results_path(checkpoint, run_name),
+        "land the days again that these rows come from, or mend the rule",
+    )
     return ref
 
 
@@ -189,7 +194,8 @@ def _store(
 ) -> ValidationRef:
     path = _results_path(checkpoint, run_name)
     checks = sum(len(found["results"]) for found in results.values())
-    ref = ValidationRef(checkpoint=checkpoint, run_name=run_name, rows=rows, checks=checks, results_uri=str(path))
+    where = shared.name_of(path) if shared.wanted() else str(path)
+    ref = ValidationRef(checkpoint=checkpoint, run_name=run_name, rows=rows, checks=checks, results_uri=where)
     for found in results.values():
         for one in found["results"]:
             one["result"] = {name: value for name, value in one["result"].items() if name not in LONG}
