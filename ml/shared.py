@@ -104,6 +104,8 @@ def push(before: Mapping[str, str], *folders: Path) -> None:
         return
     here = {name_of(path): path for folder in folders for path in _local(folder)}
     changed = {name: path for name, path in here.items() if before.get(name) != _digest(path)}
+    if not changed and before.keys() <= here.keys():
+        return
     digests = {name: store.put(path.read_bytes()) for name, path in changed.items()}
     with ledger.engine().begin() as connection:
         connection.execute(sa.text("LOCK TABLE shared_files IN EXCLUSIVE MODE"))

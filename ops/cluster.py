@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def up(place: Place, without: tuple[str, ...] = ()) -> None:
 
 
 def down(place: Place) -> None:
-    """Stops the keeper, and then whatever it started."""
+    """Stops the keeper, and then whatever it started. Folders and logs stay to be read; the objects go with their server."""
     names = ["keeper", *(part.name for part in reversed([*stores(place), *parts(place)]))]
     for name in names:
         for process in members(place, name):
@@ -72,6 +73,7 @@ def down(place: Place) -> None:
             _signal(process, signal.SIGKILL)
         _await_end(place, name)
         (place.folder / "run" / f"{name}.json").unlink(missing_ok=True)
+    shutil.rmtree(place.postgres, ignore_errors=True)
 
 
 def keep(place: Place, without: tuple[str, ...] = ()) -> None:
@@ -81,7 +83,7 @@ def keep(place: Place, without: tuple[str, ...] = ()) -> None:
         signal.signal(number, lambda number, frame: stopping.append(number))
     for machine in ("control", *WORKERS, "serving", "redis"):
         (place.folder / machine / "var").mkdir(parents=True, exist_ok=True)
-    postgres.make(place.folder / "postgres", place.secret["postgres"])
+    postgres.make(place.postgres, place.secret["postgres"])
     running: dict[str, subprocess.Popen[bytes]] = {}
     ended: dict[str, float] = {}
 
@@ -222,6 +224,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--without", nargs="*", default=[], help="parts to leave out")
     asked = parser.parse_args(arguments)
     try:
+        if asked.action == "up" and asked.folder.exists() and _keeper(Place.at(asked.folder.resolve())) is None:
+            shutil.rmtree(asked.folder)  # what a cluster of before left: its objects are gone
         place = Place.at(asked.folder.resolve())
         if asked.action == "up":
             up(place, tuple(asked.without))

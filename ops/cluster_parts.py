@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,8 @@ class Place:
     ports: dict[str, int]
     secret: dict[str, str]
     params: Path
+    postgres: Path
+    """Its own folder: the server runs as another user, who may not look into ours."""
 
     @classmethod
     def at(cls, folder: Path, params: Path | None = None) -> Place:
@@ -61,12 +64,13 @@ class Place:
                 "ports": {name: postgres.free_port() for name in PORTS},
                 "secret": {name: secrets.token_urlsafe(24) for name in ("postgres", "jwt", "api", "s3")},
                 "params": str(params or ROOT / "params.yaml"),
+                "postgres": tempfile.mkdtemp(prefix="evergreen-postgres-"),
             }
             handle = os.open(kept, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "w") as file:
                 json.dump(made, file)
         found = json.loads(kept.read_text())
-        return cls(folder, found["ports"], found["secret"], Path(found["params"]))
+        return cls(folder, found["ports"], found["secret"], Path(found["params"]), Path(found["postgres"]))
 
     def database(self, name: str) -> str:
         return postgres.url(self.ports["postgres"], self.secret["postgres"], name)
@@ -134,7 +138,7 @@ class Part:
 def stores(place: Place) -> list[Part]:
     """What everything else needs."""
     ports, env = place.ports, environment.common()
-    pg, redis = place.folder / "postgres", place.folder / "redis"
+    pg, redis = place.postgres, place.folder / "redis"
     moto = [str(environment.BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(ports["s3"])]
     options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
     cache = ["redis-server", "--port", str(ports["redis"]), *options, "--dir", str(redis)]

@@ -170,7 +170,6 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     plan = _plan(asked.kills, asked.per_day, asked.seed)
     folder = Path(tempfile.mkdtemp(prefix="evergreen-kills-"))
-    folder.chmod(0o755)  # PostgreSQL runs as another user
     began = time.monotonic()
     try:
         killed = lived(Place.at(folder / "killed", write_params(folder)), len(plan), plan, asked.seed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -26,8 +27,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A cluster that has landed a month, trained, released, and lived a day."""
     require_servers()
     folder = tmp_path_factory.mktemp("cluster")
-    for parent in (folder, *folder.parents[:3]):
-        parent.chmod(parent.stat().st_mode | 0o011)  # PostgreSQL runs as another user
     place = Place.at(folder, write_params(folder))
     try:
         cluster.up(place)
@@ -63,13 +62,37 @@ def test_loop__ends_with_a_champion_landed_days_and_answers(place: Place) -> Non
     assert faults(place) == NONE
 
 
-def test_service__on_a_machine_of_its_own_serves_what_was_promoted(place: Place) -> None:
+ROW = {
+    "carrier": "UA", "flight": 1545, "origin": "EWR", "dest": "IAH", "tailnum": "N14228", "distance": 1400,
+    "time_hour": "2013-02-02T15:00:00", "hour": 10, "minute": 15, "sched_dep_time": 1015, "sched_arr_time": 1319,
+}  # fmt: skip
+READ = """
+from datetime import datetime
+from ml.serving.log import read_online
+print(read_online(datetime(2013, 2, 2), datetime(2013, 2, 3))["request_id"].to_pylist())
+"""
+
+
+def test_service__on_a_machine_of_its_own__serves_what_was_promoted_and_workers_read_its_log(place: Place) -> None:
     with httpx.Client(base_url=f"http://127.0.0.1:{place.ports['serving']}", timeout=30) as service:
-        for _ in range(100):
-            answer = service.get("/metadata")
-            if answer.is_success:
-                break
-        assert answer.is_success, answer.text
+        until(lambda: service.get("/readyz").is_success)
+        answer = service.post("/predict", json=ROW, headers={"x-request-id": "asked-on-a-cluster"}).raise_for_status().json()
+    assert answer["model_version"] == "2", "the second day's model was promoted"
+    command = [sys.executable, "-c", READ]
+
+    def read_on_a_worker() -> bool:
+        done = subprocess.run(command, cwd=ROOT, env=place.environment("worker-a"), capture_output=True, text=True, check=True)
+        return "asked-on-a-cluster" in done.stdout
+
+    until(read_on_a_worker)
+
+
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
+    """Waits for a condition."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(0.2)
 
 
 def test_kill_table__of_a_few_kills() -> None:
