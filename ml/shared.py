@@ -163,7 +163,7 @@ def _bring(path: Path, digest: str) -> None:
     if path.is_file() and _digest(path) == digest:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.withname_of(f".{uuid.uuid4().hex}")
+    aside = path.with_name(f".{uuid.uuid4().hex}")
     aside.write_bytes(store.get(digest))
     aside.rename(path)
 
