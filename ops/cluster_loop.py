@@ -34,7 +34,8 @@ POLL_SECONDS = 0.5
 PARAMS: dict[str, dict[str, Any]] = SMALL | {
     "release": {"steps": []},
     "tune": SMALL["tune"] | {"seconds": 600, "workers": 2},
-    "gates": SMALL["gates"] | {"mode": "report", "max_refit_shift": 20.0},
+    "gates": SMALL["gates"] | {"mode": "report"},
+    "train": SMALL["train"] | {"refit": False},
 }
 """Models that take seconds, and all of them promoted: what is proven is the machinery."""
 
