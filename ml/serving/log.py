@@ -49,7 +49,7 @@ _JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 
 _ROTATE = (
     "import os, sys; os.nice(19); hasattr(os, 'SCHED_IDLE') and os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); "
-    "from pathlib import Path; from ml.serving import log; log.rotate(Path(sys.argv[1]))"
+    "from pathlib import Path; from ml.serving import segments; segments.rotate(Path(sys.argv[1]))"
 )
 
 logger = logging.getLogger(__name__)
@@ -206,9 +206,16 @@ class PredictionLog:
             done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, check=False)
             if done.stderr:
                 logger.warning("prediction log: %s", done.stderr.strip()[-1000:])
+            self._offer()
 
     def _rotate(self) -> None:
-        rotate(self._target)
+        segments.rotate(self._target)
+        self._offer()
+
+    def _offer(self) -> None:
+        """Shares closed segments with other machines, if there are any."""
+        if self._target == folder():
+            shared.offer(self._target, "*.parquet")
 
     def _report(self, problem: str) -> None:
         if problem and not self._problem:
@@ -216,13 +223,6 @@ class PredictionLog:
         if self._problem and not problem:
             logger.info("prediction log: writes again")
         self._problem = problem
-
-
-def rotate(target: Path) -> None:
-    """Turns what nobody writes any more into Parquet, and shares it with other machines, if there are any."""
-    segments.rotate(target)
-    if target == folder():
-        shared.offer(target, "*.parquet")
 
 
 def read_online(
