@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ml import store
 from ml.batch.job import Job, Part
+from ml import shared
 from ml.config import load_params
 from ml.serving.segments import SCHEMA, completed, named
 from ml.settings import settings
@@ -48,10 +49,21 @@ def _parquet(rows: pa.Table) -> bytes:
     buffer = pa.BufferOutputStream()
     pq.write_table(rows, buffer, compression="zstd")
     return bytes(buffer.getvalue())
+    day_of = pc.cast(answers["event_time"], pa.date32())
+    written: dict[Path, bytes] = {}
+    for day in days:
+        target = folder() / f"{day.isoformat()}.parquet"
+        aside = target.with_suffix(f".{uuid.uuid4().hex}")
+        pq.write_table(answers.filter(pc.equal(day_of, pa.scalar(day))), aside)
+        written[target] = aside.read_bytes()
+        aside.rename(target)
+    shared.share(written)
+    return [target.name for target in written]
 
 
 def read_batch(start: datetime, end: datetime) -> pd.DataFrame:
     """Batch answers to rows whose event time is in [start, end)."""
+    shared.add(folder())
     days = [p for p in sorted(folder().glob("*.parquet")) if start.date().isoformat() <= p.stem <= end.date().isoformat()]
     parts = [pq.read_table(path, schema=SCHEMA) for path in days]
     found = completed(pa.concat_tables(parts) if parts else SCHEMA.empty_table())
@@ -65,6 +77,7 @@ def answers_by(version: str) -> dict[str, Any]:
     Returns:
         count, days (partitions with any), first and last event time (None when there are none).
     """
+    shared.add(folder())
     count, days, first, last = 0, 0, datetime.max, datetime.min
     for path in sorted(folder().glob("*.parquet")):
         answers = pq.read_table(path, columns=["model_version", "event_time"])
