@@ -66,13 +66,10 @@ format: $(STAMP)  ## let ruff mend what it can
 
 test: $(STAMP)  ## all tests but those below that need more installed, with coverage of ml/
 	@# three at a time on two cores: those that start servers wait much of the time
-	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/families -m "not engines" -n 3 --dist loadfile --no-loadscope-reorder --cov=ml --cov-report=term:skip-covered
-test: $(STAMP)  ## all tests but those in a browser and on a cluster, with coverage of ml/
-	@# three at a time on two cores: those that start servers wait much of the time
-	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/cluster -n 3 --dist loadfile --no-loadscope-reorder --cov=ml --cov-report=term:skip-covered
+	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/cluster --ignore tests/families -m "not engines" -n 3 --dist loadfile --no-loadscope-reorder --cov=ml --cov-report=term:skip-covered
 
 test-fast: $(STAMP)  ## without the tests that start servers
-	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/families -m "not e2e and not engines" -n 2 --dist loadfile
+	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/cluster --ignore tests/families -m "not e2e and not engines" -n 2 --dist loadfile
 
 engines: $(STAMP)  ## environments with Ray and Spark, and with Beam, from their locks
 	@for name in engines beam; do \
@@ -92,6 +89,7 @@ test-browser: $(STAMP)  ## the pages in a real browser (needs Debian's chromium)
 test-families: $(STAMP)  ## PyTorch and Keras models: trained elsewhere, registered, served (300 MB to fetch); some minutes
 	@sh ops/families.sh
 	$(BIN)/python -m pytest -s -rs tests/families
+
 test-cluster: $(STAMP)  ## the loop on PostgreSQL, Redis, S3 and two Celery workers, and some kills (needs postgresql and redis-server)
 	$(BIN)/python -m pytest tests/cluster --durations=5
 

@@ -194,7 +194,7 @@ def _online() -> str:
     """Digest of all that the online store holds."""
     import redis
 
-    client = redis.Redis.from_url(settings().online)
+    client: Any = redis.Redis.from_url(settings().online)
     held = {}
     for key in sorted(client.scan_iter()):
         kind = client.type(key)

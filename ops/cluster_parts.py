@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def parts(place: Place) -> list[Part]:
         of("control", "dag-processor", "dag-processor"),
         of("control", "triggerer", "triggerer --skip-serve-logs"),
         *(
-            of(name, name, f"celery worker --skip-serve-logs --celery-hostname {name}@%h", lambda name=name: _works(place, name))
+            of(name, name, f"celery worker --skip-serve-logs --celery-hostname {name}@%h", partial(_works, place, name))
             for name in WORKERS
         ),
         Part(

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ml import store
+from ml import shared, store
 from ml.batch.job import Job, Part
-from ml import shared
 from ml.config import load_params
 from ml.serving.segments import SCHEMA, completed, named
 from ml.settings import settings
@@ -49,16 +48,13 @@ def _parquet(rows: pa.Table) -> bytes:
     buffer = pa.BufferOutputStream()
     pq.write_table(rows, buffer, compression="zstd")
     return bytes(buffer.getvalue())
-    day_of = pc.cast(answers["event_time"], pa.date32())
-    written: dict[Path, bytes] = {}
-    for day in days:
-        target = folder() / f"{day.isoformat()}.parquet"
-        aside = target.with_suffix(f".{uuid.uuid4().hex}")
-        pq.write_table(answers.filter(pc.equal(day_of, pa.scalar(day))), aside)
-        written[target] = aside.read_bytes()
-        aside.rename(target)
-    shared.share(written)
-    return [target.name for target in written]
+
+
+def share(job: Job) -> None:
+    """Lets other machines have the partitions of a job that is done; nothing where there are none."""
+    if shared.wanted():
+        outputs = [Path(part.output) for part in job.parts]
+        shared.share({path: path.read_bytes() for path in outputs})
 
 
 def read_batch(start: datetime, end: datetime) -> pd.DataFrame:
