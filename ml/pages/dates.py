@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from ml import shared
 from ml.config import load_params
-from ml.data import landed as landings
 from ml.settings import settings
 
 Status = Literal["quarantined", "missing", "scored", "landed"]
@@ -45,7 +44,10 @@ class Day:
 
 def days(now: datetime) -> list[Day]:
     """From the first day that landed or was scored to yesterday (of data time), or to the last of them if that is later."""
-    landings.refresh()
+    if shared.wanted():
+        from ml.data import landed as landings  # heavy, and on one machine not needed
+
+        landings.refresh()
     shared.add(settings().var / "predictions" / "batch", _root())
     tables = [name for name, table in load_params().tables.items() if table.event_time is not None]
     landed = {table: _names(settings().data / "raw" / table) for table in tables}
