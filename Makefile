@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast test-browser test-families lock-families demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-stream bench-pages bench-batch engines test-engines bench-metrics alert-table dashboards fault-table api-cases up down status
+.PHONY: help setup lock lint format test test-fast test-browser test-families lock-families demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-stream bench-pages bench-batch engines test-engines bench-metrics alert-table dashboards fault-table api-cases up down status cluster-up cluster-down test-cluster kill-table
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -66,10 +66,10 @@ format: $(STAMP)  ## let ruff mend what it can
 
 test: $(STAMP)  ## all tests but those below that need more installed, with coverage of ml/
 	@# three at a time on two cores: those that start servers wait much of the time
-	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/families -m "not engines" -n 3 --dist loadfile --no-loadscope-reorder --cov=ml --cov-report=term:skip-covered
+	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/cluster --ignore tests/families -m "not engines" -n 3 --dist loadfile --no-loadscope-reorder --cov=ml --cov-report=term:skip-covered
 
 test-fast: $(STAMP)  ## without the tests that start servers
-	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/families -m "not e2e and not engines" -n 2 --dist loadfile
+	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/cluster --ignore tests/families -m "not e2e and not engines" -n 2 --dist loadfile
 
 engines: $(STAMP)  ## environments with Ray and Spark, and with Beam, from their locks
 	@for name in engines beam; do \
@@ -89,6 +89,9 @@ test-browser: $(STAMP)  ## the pages in a real browser (needs Debian's chromium)
 test-families: $(STAMP)  ## PyTorch and Keras models: trained elsewhere, registered, served (300 MB to fetch); some minutes
 	@sh ops/families.sh
 	$(BIN)/python -m pytest -s -rs tests/families
+
+test-cluster: $(STAMP)  ## the loop on PostgreSQL, Redis, S3 and two Celery workers, and some kills (needs postgresql and redis-server)
+	$(BIN)/python -m pytest tests/cluster --durations=5
 
 demo: $(STAMP)  ## the whole story on real data, with visible progress; starts clean, leaves the services up
 	@$(BIN)/python -m ops.demo
@@ -143,6 +146,9 @@ dashboards: $(STAMP)  ## writes Grafana's dashboards anew from ops/dashboards.py
 fault-table: $(STAMP)  ## the service under load while things break, 500 hot swaps and 10 rollbacks; some minutes
 	@$(BIN)/python -m ops.faults
 
+kill-table: $(STAMP)  ## kills on a running cluster, and whether its end is the same as without them; hours (KILLS=8 for a short one)
+	@$(BIN)/python -m ops.kill_table --kills $(or $(KILLS),100)
+
 api-cases: $(STAMP)  ## thousands of made-up requests from the OpenAPI document: no server error, no answer against the schema
 	@$(BIN)/python -m ops.api_cases
 
@@ -154,3 +160,9 @@ down:  ## stop them
 
 status: $(STAMP)  ## are they well?
 	@$(BIN)/python -m ops.services status
+
+cluster-up: $(STAMP)  ## start a cluster on this computer: PostgreSQL, Redis, S3, MLflow, Airflow with two Celery workers, the service
+	@$(BIN)/python -m ops.cluster up
+
+cluster-down:  ## stop it
+	@test -x $(BIN)/python || { echo "nothing was set up"; exit 0; }; $(BIN)/python -m ops.cluster down

@@ -94,7 +94,7 @@ def _engine(url: str, tables: tuple[str, ...]) -> sa.Engine:
         )
     if backend == "sqlite" and parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    made = sa.create_engine(url, connect_args={"timeout": 30} if backend == "sqlite" else {})
+    made = sa.create_engine(url, connect_args={"timeout": 30} if backend == "sqlite" else {}, pool_pre_ping=backend != "sqlite")
     _require_layout(made)
     with locked(made) as connection:  # two processes may do this at the same time
         for table in metadata.sorted_tables:

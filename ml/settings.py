@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     kafka_requests: str = Field("evergreen-requests", description="topic that the stream reads")
     kafka_predictions: str = Field("evergreen-predictions", description="topic of its answers")
     kafka_dead_letters: str = Field("evergreen-dead-letters", description="topic of what cannot be answered, with the reason")
+    shared: bool = Field(
+        False, description="true: several machines; landed data, predictions and pages are shared by store and ledger"
+    )
     host: str = Field("127.0.0.1", description="address that servers bind to")
     airflow_port: int = 8080
     mlflow_port: int = 5000

@@ -445,6 +445,7 @@ def score(window: Window, as_of: datetime) -> ScoreRef:
     table = stored.compute(params, rows, inputs.landed_and_live(params, root, version.last_day, as_of), as_of)
     job = batch.job(champion.bundle, champion.version, table, window.days(), as_of)
     counts = engines.run(job, settings().engine, settings().engine_address)
+    batch.share(job)
     names = [part.output.rpartition("/")[2] for part in job.parts]
     return ScoreRef(window=window, rows=sum(counts), version=champion.version, partitions=names)
 

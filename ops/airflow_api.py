@@ -49,7 +49,13 @@ class Patient(httpx.HTTPTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
-            answer = super().handle_request(request)
+            try:
+                answer = super().handle_request(request)
+            except httpx.TransportError:  # the server itself may be starting again
+                if request.method != "GET" or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
+                continue
             busy = answer.status_code in (500, 503) and request.method in ("GET", "PATCH", "PUT")
             if not busy or time.monotonic() > deadline:
                 return answer

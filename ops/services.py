@@ -242,19 +242,19 @@ def _stop(pid: int, started: float) -> int:
     `started` tells our process from a later one with the same number. Members are found by session, since a process whose
     parent died is nobody's child any more.
     """
-    members = _session(pid, started)
+    members = session(pid, started)
     _signal(members, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
     while members and time.monotonic() < deadline:
         time.sleep(0.1)
-        members = _session(pid, started)
+        members = session(pid, started)
     _signal(members, signal.SIGKILL)
-    while _session(pid, started):
+    while session(pid, started):
         time.sleep(0.05)
     return len(members)
 
 
-def _session(leader: int, started: float) -> list[psutil.Process]:
+def session(leader: int, started: float) -> list[psutil.Process]:
     """The living processes of the session `leader`; none when that number belongs to a later process now."""
     found = []
     try:
@@ -284,7 +284,7 @@ def _alive(name: str) -> bool:
         record = json.loads((_run_folder() / f"{name}.json").read_text())
     except FileNotFoundError:
         return False
-    return bool(_session(record["pid"], record["started"]))
+    return bool(session(record["pid"], record["started"]))
 
 
 def _run_folder() -> Path:

@@ -81,15 +81,19 @@ def app() -> FastAPI:
 
     @made.get("/docs/", dependencies=readers_of("ingest"))
     def data_docs(run: str = "") -> Any:
+        from ml import shared
         from ml.settings import settings
 
+        shared.add(settings().var / DATA_DOCS, settings().var / RESULTS)
         return answer(docs_page(settings().var, run).encode(), TYPES[".html"])
 
     def serve_place(place: str, dag: str, folder: Path) -> None:
         @made.get(f"/{place}/{{path:path}}", dependencies=readers_of(dag))
         def file(path: str) -> Any:
+            from ml import shared
             from ml.settings import settings
 
+            shared.add(settings().var / folder)
             found = inside(settings().var / folder, path)
             content = found.read_bytes()
             if place == "docs" and found.suffix == ".html":

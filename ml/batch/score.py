@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ml import store
+from ml import shared, store
 from ml.batch.job import Job, Part
 from ml.config import load_params
 from ml.serving.segments import SCHEMA, completed, named
@@ -50,8 +50,16 @@ def _parquet(rows: pa.Table) -> bytes:
     return bytes(buffer.getvalue())
 
 
+def share(job: Job) -> None:
+    """Lets other machines have the partitions of a job that is done; nothing where there are none."""
+    if shared.wanted():
+        outputs = [Path(part.output) for part in job.parts]
+        shared.share({path: path.read_bytes() for path in outputs})
+
+
 def read_batch(start: datetime, end: datetime) -> pd.DataFrame:
     """Batch answers to rows whose event time is in [start, end)."""
+    shared.add(folder())
     days = [p for p in sorted(folder().glob("*.parquet")) if start.date().isoformat() <= p.stem <= end.date().isoformat()]
     parts = [pq.read_table(path, schema=SCHEMA) for path in days]
     found = completed(pa.concat_tables(parts) if parts else SCHEMA.empty_table())
@@ -65,6 +73,7 @@ def answers_by(version: str) -> dict[str, Any]:
     Returns:
         count, days (partitions with any), first and last event time (None when there are none).
     """
+    shared.add(folder())
     count, days, first, last = 0, 0, datetime.max, datetime.min
     for path in sorted(folder().glob("*.parquet")):
         answers = pq.read_table(path, columns=["model_version", "event_time"])

@@ -20,6 +20,7 @@ from typing import Literal, TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ml import shared
 from ml.config import Table, load_params
 from ml.data.versions import Merged, merge
 from ml.settings import settings
@@ -69,11 +70,30 @@ def read_rows(path: Path) -> pa.Table:
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """Waits for, and holds, the only right to change the landed folder."""
+    """Waits for, and holds, the only right to change the landed folder.
+
+    Of several machines, each finds what the last one left, and what it leaves itself is everybody's once all went well.
+    """
     settings().data.mkdir(parents=True, exist_ok=True)
     with open(settings().data / ".landed.lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        with shared.lock("landed"):
+            before = shared.pull(*_all())
+            yield
+            shared.push(before, *_all())
+
+
+def refresh() -> None:
+    """Brings the landed folder up to date, where several machines land."""
+    if shared.wanted():
+        settings().data.mkdir(parents=True, exist_ok=True)
+        with open(settings().data / ".landed.lock", "w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            shared.pull(*_all())
+
+
+def _all() -> tuple[Path, Path]:
+    return raw_folder(), settings().data / "landed.json"
 
 
 def notes() -> dict[str, dict[str, Landed]]:

@@ -19,15 +19,15 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ml import shared, store
 from ml.config import Table, load_params
 from ml.data.asof import known_sql, order, run
-from ml.data.landed import current_static, landed_days, same_rows, write_rows
+from ml.data.landed import current_static, landed_days, refresh, same_rows, write_rows
 from ml.data.schema import arrow_schema
 from ml.data.sources import BadFileError, open_source
 from ml.errors import SourceError
 from ml.refs import LandingRef, Window
 from ml.settings import settings
-from ml.store import sha256
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -54,6 +54,7 @@ def land(window: Window, as_of: datetime, beside_others: bool = False) -> Landin
     """
     params, staging = load_params(), settings().data / "staging"
     _sweep(staging)
+    refresh()
     name = f"{window.start}_{window.end}_{as_of:%Y%m%dT%H%M%S}"
     aside = staging / f".{uuid.uuid4().hex}"
     aside.mkdir(parents=True)
@@ -74,6 +75,9 @@ def land(window: Window, as_of: datetime, beside_others: bool = False) -> Landin
                     raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    if shared.wanted():
+        files = {path.relative_to(staging / key).as_posix(): path for path in (staging / key).rglob("*.parquet")}
+        store.remember(f"staging-{key}", store.put(store.pack({name: path.read_bytes() for name, path in files.items()})))
     return LandingRef(window=window, as_of=as_of, key=key, rows=rows)
 
 
@@ -84,10 +88,28 @@ def staged(landing: LandingRef) -> dict[str, dict[str, Path]]:
         SourceError: the staging folder was swept.
     """
     folder = settings().data / "staging" / landing.key
-    if not folder.is_dir():
+    if not folder.is_dir() and not (shared.wanted() and _brought(landing.key, folder)):
         raise SourceError(f"nothing is staged under {folder}", "land the interval again")
     found = {table: {path.stem: path for path in sorted((folder / table).glob("*.parquet"))} for table in load_params().tables}
     return {table: files for table, files in found.items() if files}
+
+
+def _brought(key: str, folder: Path) -> bool:
+    """Brings what another machine staged; whether it did stage it."""
+    if (digest := store.recall(f"staging-{key}")) is None:
+        return False
+    aside = folder.with_name(f".{uuid.uuid4().hex}")
+    aside.mkdir(parents=True)
+    for name, content in store.unpack(store.get(digest)).items():
+        (aside / name).parent.mkdir(exist_ok=True)
+        (aside / name).write_bytes(content)
+    try:
+        aside.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another task of this machine was first, with the same content
+            raise
+        shutil.rmtree(aside)
+    return True
 
 
 def quarantine_folder(table: str, key: str) -> Path:
@@ -101,6 +123,7 @@ def quarantine_reasons(table: str, key: str, reasons: list[dict[str, object]]) -
     aside = folder / f".{uuid.uuid4().hex}"
     aside.write_text(json.dumps(reasons, indent=2, default=str) + "\n")
     aside.rename(folder / "reasons.json")
+    shared.share({path: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")})
 
 
 def progress(things: Iterable[T], total: int, what: str) -> Iterator[T]:
@@ -182,7 +205,7 @@ def _keep(table: str, name: str, error: BadFileError) -> Path:
 def _digest(folder: Path) -> str:
     """Over the names and bytes of all staged files."""
     files = sorted(folder.rglob("*.parquet"))
-    return sha256("".join(f"{p.relative_to(folder)}:{sha256(p.read_bytes())}\n" for p in files).encode())[:12]
+    return store.sha256("".join(f"{p.relative_to(folder)}:{store.sha256(p.read_bytes())}\n" for p in files).encode())[:12]
 
 
 def _sweep(staging: Path) -> None:

@@ -28,7 +28,7 @@ from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier, ValidationResultIdentifier
 
 import great_expectations as gx
-from ml import ledger
+from ml import ledger, shared
 from ml.config import load_params
 from ml.data.landed import publish, read_rows
 from ml.data.landing import quarantine_folder, staged
@@ -103,7 +103,12 @@ def validate_rows(checkpoint: str, rows: dict[str, pd.DataFrame], run_name: str)
         whole[table] = given.reset_index(drop=True).assign(**dict.fromkeys(absent, None))
     results, broken = _run(checkpoint, whole, run_name)
     ref = _store(checkpoint, run_name, {table: len(given) for table, given in whole.items()}, results, broken, {})
-    raise_for(broken, whole, lambda _: Path(ref.results_uri), "land the days again that these rows come from, or mend the rule")
+    raise_for(
+        broken,
+        whole,
+        lambda _: _results_path(checkpoint, run_name),
+        "land the days again that these rows come from, or mend the rule",
+    )
     return ref
 
 
@@ -114,6 +119,7 @@ def stored(checkpoint: str, run_name: str) -> ValidationRef:
         NotFoundError: no such run.
     """
     path = _results_path(checkpoint, run_name)
+    shared.add(path)
     if not path.exists():
         raise NotFoundError(f"no results of checkpoint '{checkpoint}', run {run_name!r}, at {path}", "run the validation again")
     return ValidationRef.model_validate(json.loads(path.read_text())["ref"])
@@ -125,20 +131,29 @@ def data_docs(validation: ValidationRef) -> str:
     Returns:
         Path of the site's ``index.html``.
     """
-    kept = json.loads(Path(validation.results_uri).read_text())
-    run = RunIdentifier(run_name=validation.run_name, run_time=datetime.fromisoformat(kept["run_time"]))
+    results = _results_path(validation.checkpoint, validation.run_name)
+    shared.add(results)
+    kept = json.loads(results.read_text())
     _docs_folder().mkdir(parents=True, exist_ok=True)
     with open(_docs_folder() / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # the context rewrites its own files; one builder at a time
-        context = gx.get_context(mode="file", project_root_dir=_docs_folder())
-        pages: list[ValidationResultIdentifier] = []
-        for table, found in kept["results"].items():
-            suite = ExpectationSuiteIdentifier(name=_suites(validation.checkpoint)[table])
-            page = ValidationResultIdentifier(expectation_suite_identifier=suite, run_id=run, batch_identifier=table)
-            context.validation_results_store.set(page, expectationSuiteValidationResultSchema.load(found))
-            pages.append(page)
-        context.build_data_docs(resource_identifiers=pages)
+        with shared.lock("docs"):
+            before = shared.pull(_docs_folder())
+            _build(validation, kept)
+            shared.push(before, _docs_folder())
     return str(_docs_index())
+
+
+def _build(validation: ValidationRef, kept: dict[str, Any]) -> None:
+    run = RunIdentifier(run_name=validation.run_name, run_time=datetime.fromisoformat(kept["run_time"]))
+    context = gx.get_context(mode="file", project_root_dir=_docs_folder())
+    pages: list[ValidationResultIdentifier] = []
+    for table, found in kept["results"].items():
+        suite = ExpectationSuiteIdentifier(name=_suites(validation.checkpoint)[table])
+        page = ValidationResultIdentifier(expectation_suite_identifier=suite, run_id=run, batch_identifier=table)
+        context.validation_results_store.set(page, expectationSuiteValidationResultSchema.load(found))
+        pages.append(page)
+    context.build_data_docs(resource_identifiers=pages)
 
 
 def _run(checkpoint: str, rows: dict[str, pd.DataFrame], run_name: str) -> tuple[dict[str, Any], list[Broken]]:
@@ -192,7 +207,8 @@ def _store(
 ) -> ValidationRef:
     path = _results_path(checkpoint, run_name)
     checks = sum(len(found["results"]) for found in results.values())
-    ref = ValidationRef(checkpoint=checkpoint, run_name=run_name, rows=rows, checks=checks, results_uri=str(path))
+    where = shared.name_of(path) if shared.wanted() else str(path)
+    ref = ValidationRef(checkpoint=checkpoint, run_name=run_name, rows=rows, checks=checks, results_uri=where)
     for found in results.values():
         for one in found["results"]:
             one["result"] = {name: value for name, value in one["result"].items() if name not in LONG}
@@ -210,7 +226,9 @@ def _store(
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{uuid.uuid4().hex}")
     aside.write_text(json.dumps(kept, indent=1, default=str) + "\n")
+    content = aside.read_bytes()
     aside.rename(path)
+    shared.share({path: content})
     return ref
 
 

@@ -13,7 +13,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from ml import ledger, store
+from ml import ledger, shared, store
 from ml.config import load_params
 from ml.monitoring import health, overview, page, requests, soundness, worth
 from ml.monitoring.harm import Harm
@@ -132,14 +132,20 @@ def _publish(document: dict[str, Any], written: str, trigger: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        watched = [(e.verdict, e.evidence["line"]) for e in ledger.entries(KIND) if "line" in e.evidence]
-        reported = [line for verdict, line in watched if verdict == REPORTED]
-        decided = [line for verdict, line in watched if verdict != REPORTED]
-        # of a day that is there twice the last line counts
-        pages = {"index": overview.render([*reported, *decided], document["title"])}
-        if trigger != "backfill" or all(line["day"] != document["day"] for line in decided):
-            pages[document["day"]] = store.get(written)
-        for name, content in pages.items():
-            aside = folder / f".{name}-{os.getpid()}"
-            aside.write_bytes(content)
-            aside.replace(folder / f"{name}.html")
+        with shared.lock("monitoring"):
+            _write_pages(folder, document, written, trigger)
+
+
+def _write_pages(folder: Path, document: dict[str, Any], written: str, trigger: str) -> None:
+    watched = [(e.verdict, e.evidence["line"]) for e in ledger.entries(KIND) if "line" in e.evidence]
+    reported = [line for verdict, line in watched if verdict == REPORTED]
+    decided = [line for verdict, line in watched if verdict != REPORTED]
+    # of a day that is there twice the last line counts
+    pages = {"index": overview.render([*reported, *decided], document["title"])}
+    if trigger != "backfill" or all(line["day"] != document["day"] for line in decided):
+        pages[document["day"]] = store.get(written)
+    for name, content in pages.items():
+        aside = folder / f".{name}-{os.getpid()}"
+        aside.write_bytes(content)
+        aside.replace(folder / f"{name}.html")
+    shared.share({folder / f"{name}.html": content for name, content in pages.items()})

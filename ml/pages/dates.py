@@ -9,6 +9,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from ml import shared
 from ml.config import load_params
 from ml.settings import settings
 
@@ -43,6 +44,11 @@ class Day:
 
 def days(now: datetime) -> list[Day]:
     """From the first day that landed or was scored to yesterday (of data time), or to the last of them if that is later."""
+    if shared.wanted():
+        from ml.data import landed as landings  # heavy, and on one machine not needed
+
+        landings.refresh()
+    shared.add(settings().var / "predictions" / "batch", _root())
     tables = [name for name, table in load_params().tables.items() if table.event_time is not None]
     landed = {table: _names(settings().data / "raw" / table) for table in tables}
     scored = _names(settings().var / "predictions" / "batch")
@@ -78,6 +84,7 @@ def weeks(found: Sequence[Day]) -> list[list[Day | None]]:
 
 def reasons() -> list[dict[str, Any]]:
     """Why rows were refused, newest landing first: table, landing, rule or reason, count, first rows."""
+    shared.add(_root())
     folders = sorted(_root().glob("*/*/reasons.json"), key=lambda path: path.stat().st_mtime, reverse=True)[:REASONS]
     return [
         {

@@ -25,6 +25,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ml import shared
 from ml.config import load_params
 from ml.features.definitions import Value
 from ml.serving import segments
@@ -37,6 +38,8 @@ FLUSH_SECONDS = 0.05
 """Often and little: a second of entries at once takes ten milliseconds from the answers."""
 SEGMENT_BYTES = 64 << 20
 SEGMENT_SECONDS = 300.0
+SHARED_SEGMENT_SECONDS = 15.0
+"""Where others can only read what is closed."""
 SHADOW = "shadow"
 """Cohort of answers that nobody was given: readers leave them out unless they ask."""
 CHUNK = 64
@@ -127,7 +130,8 @@ class PredictionLog:
         self._rotate_aside()
         while not self._closing.wait(FLUSH_SECONDS):
             self._write_waiting()
-            if self._segment is not None and time.monotonic() - self._began > SEGMENT_SECONDS:
+            longest = SHARED_SEGMENT_SECONDS if settings().shared else SEGMENT_SECONDS
+            if self._segment is not None and time.monotonic() - self._began > longest:
                 self._end_segment()
         self._write_waiting()
         if lost := len(self._waiting):
@@ -202,9 +206,16 @@ class PredictionLog:
             done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, check=False)
             if done.stderr:
                 logger.warning("prediction log: %s", done.stderr.strip()[-1000:])
+            self._offer()
 
     def _rotate(self) -> None:
         segments.rotate(self._target)
+        self._offer()
+
+    def _offer(self) -> None:
+        """Shares closed segments with other machines, if there are any."""
+        if self._target == folder():
+            shared.offer(self._target, "*.parquet")
 
     def _report(self, problem: str) -> None:
         if problem and not self._problem:
@@ -269,6 +280,8 @@ def _read(source: Path | None, condition: pc.Expression, name: str | None, colum
     its_own = pc.field("model") == wanted
     if wanted == default:
         its_own |= pc.field("model").is_null()
+    if source is None:
+        shared.add(folder())
     return segments.named(segments.read(source or folder(), condition & its_own, columns), wanted)
 
 
