@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def _row(name: str, text: str, seconds: list[float]) -> list[str]:
 def overhead(at: Scene, turns: int, requests: int) -> list[float]:
     """By turn: CPU time a request of the service that counts, as a multiple of that of the one that does not."""
     with contextlib.ExitStack() as stack:
-        pair = [stack.enter_context(_started(at, code)) for code in (COUNTING, SILENT)]
+        pair = [stack.enter_context(_started(code)) for code in (COUNTING, SILENT)]
         ratios = []
         for turn in range(turns + 1):
             used = [_asked(process, port, at, requests) for process, port in pair]
@@ -99,7 +99,7 @@ def overhead(at: Scene, turns: int, requests: int) -> list[float]:
 
 
 @contextlib.contextmanager
-def _started(at: Scene, code: str):  # type: ignore[no-untyped-def]
+def _started(code: str) -> Iterator[tuple[psutil.Process, int]]:
     port = free_port()
     env = environment.common() | {"EVERGREEN_SERVING_PORT": str(port), "EVERGREEN_HOST": "127.0.0.1"}
     process = subprocess.Popen(

@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             settings.cache_clear()
             if asked.minutes:
                 latencies(settings().var, bodies, asked.rate, 60 * asked.minutes)
-            effects = kills(settings().var, bodies, asked.rate, asked.kills, random.Random(asked.seed)) if asked.kills else None  # noqa: S311
+            chance = random.Random(asked.seed)  # noqa: S311 - a reproducible choice
+            effects = kills(settings().var, bodies, asked.rate, asked.kills, chance) if asked.kills else None
     if effects is not None:
         tell(effects)
     say(f"\n{time.monotonic() - began:.0f} s")

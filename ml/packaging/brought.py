@@ -88,6 +88,7 @@ class Brought(Fitted):
         return predict(self._session, self.encoding.numeric, self.encoding.text, X)
 
     def answer(self, matrix: np.ndarray) -> np.ndarray:
+        """Refused: whoever has features asks `predict`."""
         raise NotImplementedError("a brought graph takes features, not our encoded matrix")
 
     def contributions(self, X: pd.DataFrame) -> pd.DataFrame:
