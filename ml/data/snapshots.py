@@ -56,9 +56,7 @@ def snapshot(as_of: datetime) -> SnapshotRef:
         days = sorted({day for table, spec in load_params().tables.items() if spec.event_time for day in landed_days(table)})
         if not days:
             raise SnapshotError(f"nothing is landed in {raw_folder()}", "land and validate an interval first")
-        if not (settings().data / ".dvc").is_dir():
-            (settings().data / ".dvcignore").write_text("/staging\n/quarantine\n")  # else DVC looks through them each time
-            Repo.init(str(settings().data), no_scm=True).close()
+        _initialise()
         with Repo(str(settings().data), config=_config(settings().data / ".dvc" / "site")) as repo:
             before = _tracked(settings().data / "raw.dvc")
             added = repo.add(str(raw_folder()), relink=False)[0].outs[0]
@@ -202,6 +200,20 @@ def pin(ref: SnapshotRef, root: Path = ROOT) -> Path:
     pinned = _pointer(ref, root / "pinned")
     (pinned.parent / ".gitignore").write_text("/raw\n")
     return pinned
+
+
+def _initialise() -> None:
+    """Makes the landed folder a DVC repository without git; a restore on this machine may have put its cache there before.
+
+    DVC's own ``init`` refuses a ``.dvc`` that exists, or empties it.
+    """
+    config = settings().data / ".dvc" / "config"
+    if not config.exists():
+        config.parent.mkdir(exist_ok=True)
+        (settings().data / ".dvcignore").write_text("/staging\n/quarantine\n")  # else DVC looks through them each time
+        aside = config.with_name(f".{uuid.uuid4().hex}")
+        aside.write_text("[core]\n    no_scm = True\n")
+        aside.rename(config)
 
 
 def _push(repo: Repo, tree: Tree, before: HashInfo | None) -> None:

@@ -114,6 +114,16 @@ def test_restore__by_a_worker_with_an_empty_cache(delivery: Delivery) -> None:
     assert restore(ref) == settings().var / "workspaces" / ref.digest.removesuffix(".dir")
 
 
+def test_snapshot__on_a_machine_that_only_restored_before(delivery: Delivery) -> None:
+    ref = ingest(0, 2)
+    shutil.rmtree(settings().data / ".dvc")
+    restore(ref)  # leaves a cache there, and no repository
+    cached = {path.name for path in (settings().data / ".dvc" / "cache").rglob("*")}
+    after = ingest(2)
+    assert after.files == ref.files + 2
+    assert cached <= {path.name for path in (settings().data / ".dvc" / "cache").rglob("*")}, "what was there is kept"
+
+
 def test_restore__without_cache_and_remote(delivery: Delivery) -> None:
     ref, before = ingest(0), contents()
     forget_cache()
