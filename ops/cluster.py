@@ -130,15 +130,21 @@ def kill(place: Place, name: str, number: int = signal.SIGKILL, *, leader: bool 
 @contextmanager
 def on(place: Place, machine: str) -> Iterator[None]:
     """This process reads what `machine` would read."""
+    from s3fs import S3FileSystem
+
+    def forget() -> None:
+        settings.cache_clear()
+        S3FileSystem.clear_instance_cache()  # it knows the address of the cluster before
+
     before = dict(os.environ)
     os.environ.update(place.environment(machine))
-    settings.cache_clear()
+    forget()
     try:
         yield
     finally:
         os.environ.clear()
         os.environ.update(before)
-        settings.cache_clear()
+        forget()
 
 
 def status(place: Place) -> bool:

@@ -56,6 +56,7 @@ def chain(run: Run) -> set[str]:
     night("2013-02-01", "2013-02-02")
     watched = do("monitor", window_end="2013-02-02", as_of="2013-02-02T05:00:00")
     do("decide", monitor=watched, trigger="schedule")
+    do("report", week_end="2013-02-03", as_of="2013-02-03T06:00:00")
     second = candidate("2013-02-02T03:00:00", "second") | {"verdict": "promote"}
     do("canary", version=second, as_of="2013-02-02T04:00:00", skip="a test of two machines", said="", by="")
     do("promote", version=second, as_of="2013-02-02T04:00:00", said="", by="")
