@@ -56,7 +56,8 @@ def look(
     if done is not None:
         if done.verdict == release.REFUSED:
             release.withdraw(version, as_of, release.KIND, done.reason)
-        return _state(version, VERDICTS[done.verdict], done.reason, _decision(done))
+        reason = f"canary skipped: {done.reason}" if done.verdict == release.SKIPPED else done.reason
+        return _state(version, VERDICTS[done.verdict], reason, _decision(done))
     if now is None or now.champion is None:
         return _state(version, "pass", "no champion to compare with")
     if now.champion == release.deployable(version):

@@ -178,7 +178,9 @@ def test_look__taken_out_by_a_person__fails_and_says_by_whom(champion: None) -> 
 
 
 def test_look__skipped__is_noted(champion: None) -> None:
-    assert look("fail", skip="the old one is broken").verdict == "pass"
+    first = look("fail", skip="the old one is broken")
+    assert first.verdict == "pass"
+    assert look("fail", skip="the old one is broken") == first, "asked again it says the same"
     assert look("fail").verdict == "pass"
     assert [(e.verdict, e.reason) for e in ledger.entries("canary")] == [("skipped", "the old one is broken")]
     assert shares() == [0.0]
