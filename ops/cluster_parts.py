@@ -32,10 +32,10 @@ QUICK = {
     "CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT": "60",
     # a task whose worker is dead is tried again after so long; default 300
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "5",
-    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "40",
+    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
     "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
     # a task whose message was lost is queued again after so long; default 600
-    "SCHEDULER__TASK_QUEUED_TIMEOUT": "90",
+    "SCHEDULER__TASK_QUEUED_TIMEOUT": "75",
     "SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
     "SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "5",
     # a scheduler that is dead is noticed after so long; defaults 30 and 300

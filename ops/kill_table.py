@@ -1,6 +1,6 @@
 """Kills on a running cluster: does every run reach its end, and is the end the same as without them?
 
-    python -m ops.kill_table [--kills 100] [--seed 0] [--per-day 4]
+    python -m ops.kill_table [--kills 100] [--seed 0] [--per-day 12]
 
 A cluster lives day after day (land, prepare, train, release, score, watch) while scheduler, workers, Redis, PostgreSQL and the
 object store are killed, restarted or frozen at random moments. A second cluster lives the same days undisturbed. Ends with exit
@@ -38,7 +38,7 @@ TASKS = ("fit", "register", "promote")
 """In whose middle a worker is killed."""
 KINDS = ("scheduler", "worker", *(f"worker, mid-{task}" for task in TASKS), "redis", "postgres", "object store")
 FROZEN_SECONDS = 30.0
-SPREAD_SECONDS = 12.0
+SPREAD_SECONDS = 8.0
 """A kill at any moment comes up to so long after the cluster is well again."""
 WAIT_SECONDS = 240.0
 """So long a kill in the middle of a task waits for the task; then it is one at any moment."""
@@ -70,6 +70,7 @@ class Killer(threading.Thread):
         try:
             for kind in self.kinds:
                 self.made.append(self._kill(kind))
+                _say(f"    {kind}: well again after {self.made[-1].seconds:.0f} s")
         except EvergreenError as error:
             self.problem = error
 
@@ -164,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="ops.kill_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100, help="how many (default 100)")
-    parser.add_argument("--per-day", type=int, default=4, help="in each day that the cluster lives (default 4)")
+    parser.add_argument("--per-day", type=int, default=12, help="in each day that the cluster lives (default 12)")
     parser.add_argument("--seed", type=int, default=0, help="which kills, and when (default 0)")
     parser.add_argument("--keep", action="store_true", help="keep the clusters' folders")
     asked = parser.parse_args(arguments)
@@ -209,13 +210,22 @@ def report(made: list[Kill], found: dict[str, list[str]], killed: dict[str, obje
 
 
 def _plan(kills: int, per_day: int, seed: int) -> list[list[str]]:
-    """The kinds of each day: all kinds equally often, in random order."""
+    """The kinds of each day, in random order: each task is met in its middle once a day, the other kinds are equally many."""
     chance = random.Random(seed)  # noqa: S311 - a reproducible choice
-    kinds = [KINDS[i % len(KINDS)] for i in range(kills)]
-    chance.shuffle(kinds)
-    order = {kind: place for place, kind in enumerate(f"worker, mid-{task}" for task in TASKS)}
-    days = [kinds[i : i + per_day] for i in range(0, kills, per_day)]
-    return [sorted(day, key=lambda kind: order.get(kind, -1)) for day in days]  # a day fits, then registers, then promotes
+    middles = [kind for kind in KINDS if "mid-" in kind]
+    others = [kind for kind in KINDS if kind not in middles]
+    days, free = [], 0
+    for begun in range(0, kills, per_day):
+        count = min(per_day, kills - begun)
+        met = middles[:count]
+        slots = sorted(chance.sample(range(count), len(met)))  # a day fits, then registers, then promotes
+        day = [others[(free + i) % len(others)] for i in range(count - len(met))]
+        free += len(day)
+        chance.shuffle(day)
+        for slot, kind in zip(slots, met, strict=True):
+            day.insert(slot, kind)
+        days.append(day)
+    return days
 
 
 def _pids(place: Place) -> dict[str, int]:
