@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast test-browser test-families lock-families demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-stream bench-pages bench-batch engines test-engines bench-metrics alert-table dashboards fault-table api-cases up down status cluster-up cluster-down test-cluster kill-table
+.PHONY: help setup lock lint format test test-fast test-browser test-families lock-families test-backfills demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-stream bench-pages bench-batch engines test-engines bench-metrics alert-table dashboards fault-table api-cases up down status cluster-up cluster-down test-cluster kill-table
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -66,7 +66,7 @@ format: $(STAMP)  ## let ruff mend what it can
 
 test: $(STAMP)  ## all tests but those below that need more installed, with coverage of ml/
 	@# three at a time on two cores: those that start servers wait much of the time
-	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/cluster --ignore tests/families -m "not engines" -n 3 --dist loadfile --no-loadscope-reorder --cov=ml --cov-report=term:skip-covered
+	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/cluster --ignore tests/families --ignore tests/e2e/test_backfills.py -m "not engines" -n 3 --dist loadfile --no-loadscope-reorder --cov=ml --cov-report=term:skip-covered
 
 test-fast: $(STAMP)  ## without the tests that start servers
 	$(BIN)/python -m pytest --ignore tests/browser --ignore tests/cluster --ignore tests/families -m "not e2e and not engines" -n 2 --dist loadfile
@@ -77,6 +77,9 @@ engines: $(STAMP)  ## environments with Ray and Spark, and with Beam, from their
 	  VIRTUAL_ENV=$(CURDIR)/.venv-$$name $(VENV)/uv/bin/uv pip sync -q --require-hashes requirements-$$name.lock || exit 1; \
 	  .venv-$$name/bin/python ops/link.py || exit 1; \
 	done
+
+test-backfills: $(STAMP)  ## three days of backfills of each DAG beside a nightly: they move nothing; some minutes
+	$(BIN)/python -m pytest tests/e2e/test_backfills.py
 
 test-engines: engines  ## one suite on every batch engine, so that nothing is skipped for want of a package; some minutes
 	@sh ops/install_debian.sh default-jre-headless
