@@ -1,7 +1,7 @@
 """What a task read and made, as the references that went into it and came out of it say.
 
-Since data stays and references travel, a task's arguments and its outcome name all that it handled, with versions. What tasks handle
-beside, since they are given a time or return a number, is listed in `BESIDE`. Pure values: `dags/lineage.py` makes events of them.
+Since data stays and references travel, a task's arguments and outcome name what it handled, with versions. What is handled beside,
+by tasks that are given a time or return a number, stands in `BESIDE`. Pure values: `dags/lineage.py` makes events of them.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ def _once(datasets: Iterable[Dataset]) -> list[Dataset]:
 
 def _facets(given: list[Ref]) -> dict[str, dict[str, Any]]:
     """The data version and the MLflow run, where a reference knows them; the newest reference counts."""
-    data = next((_data(ref) for ref in reversed(given) if isinstance(ref, SnapshotRef | TrainPlan | refs.FeatureSetRef)), None)
+    whole = [_data(ref) for ref in given if isinstance(ref, SnapshotRef | TrainPlan)]
+    data = (whole or [{"digest": ref.snapshot} for ref in given if isinstance(ref, refs.FeatureSetRef)] or [None])[-1]
     version = next((ref for ref in reversed(given) if isinstance(ref, VersionRef)), None)
     facets = {}
     if data:
@@ -171,9 +172,7 @@ def _facets(given: list[Ref]) -> dict[str, dict[str, Any]]:
     return facets
 
 
-def _data(ref: SnapshotRef | TrainPlan | refs.FeatureSetRef) -> dict[str, Any]:
-    if isinstance(ref, refs.FeatureSetRef):
-        return {"digest": ref.snapshot}
+def _data(ref: SnapshotRef | TrainPlan) -> dict[str, Any]:
     snapshot = ref.snapshot if isinstance(ref, TrainPlan) else ref
     days = {"firstDay": snapshot.first_day.isoformat(), "lastDay": snapshot.last_day.isoformat()}
     return {"digest": snapshot.digest, "asOf": snapshot.as_of.isoformat(), **days}
