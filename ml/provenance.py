@@ -1,7 +1,7 @@
 """What a task read and made, as the references that went into it and came out of it say.
 
 Since data stays and references travel, a task's arguments and outcome name what it handled, with versions. What is handled
-beside, by tasks that are given a time or return a number, stands in `BESIDE`. Pure values: `dags/lineage.py` makes events of them.
+beside, by tasks that are given a time or return a number, is in `BESIDE`. Pure values: `dags/lineage.py` makes events of them.
 """
 
 from __future__ import annotations
