@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,24 +151,3 @@ def test_transport__that_is_broken__is_warned_of_and_changes_no_task(transport: 
     assert ran.states[transport] == ran.states["file"] == {"snapshot": "success", "register": "success", "announce": "failed"}
     assert warning in ran.said
     assert 'Traceback (most recent call last):\n  File "<string>"' not in ran.said
-
-
-WRITE = """
-import sys
-from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
-from openlineage.client.transport.file import FileConfig, FileTransport
-transport = FileTransport(FileConfig(sys.argv[1], append=True))
-for i in range(100):
-    job = Job("evergreen", sys.argv[2] * (10_000 + 300 * i))
-    run = Run("013c5b0c-5380-7a4d-8837-b509249aeadf")
-    transport.emit(RunEvent(eventTime="2013-01-01T00:00:00Z", producer="p", run=run, job=job, eventType=RunState.START))
-"""
-
-
-def test_file_transport__that_several_processes_write_to__keeps_lines_whole(tmp_path: Path) -> None:
-    """What `make up` relies on, of events longer than any buffer."""
-    path = tmp_path / "lineage.jsonl"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITE, str(path), letter]) for letter in "abcd"]
-    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0, 0]
-    names = [event["job"]["name"] for event in read(path)]
-    assert sorted(names) == sorted(letter * (10_000 + 300 * i) for letter in "abcd" for i in range(100))
