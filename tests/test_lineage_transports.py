@@ -33,8 +33,10 @@ import json, sys
 from openlineage.client import OpenLineageClient
 from openlineage.client.event_v2 import Job, Run, RunEvent, RunState
 client = OpenLineageClient(config={"transport": json.loads(sys.argv[1])})
-for i in range(100):
-    job = Job("evergreen", sys.argv[2] * (10_000 + 300 * i))
+print("ready", flush=True)
+sys.stdin.readline()
+for i in range(300):
+    job = Job("evergreen", sys.argv[2] * (10_000 + 100 * i))
     run = Run("013c5b0c-5380-7a4d-8837-b509249aeadf")
     client.emit(RunEvent(eventTime="2013-01-01T00:00:00Z", producer="p", run=run, job=job, eventType=RunState.START))
 """
@@ -91,7 +93,12 @@ def test_kafka__gets_each_event(tmp_path: Path) -> None:
 def test_file__that_several_processes_write_to__keeps_lines_whole(tmp_path: Path) -> None:
     """What `make up` and `docker-compose.yml` rely on, of events longer than any buffer."""
     made = environment.airflow(Settings(var=tmp_path / "var"))["AIRFLOW__OPENLINEAGE__TRANSPORT"]
-    writers = [subprocess.Popen([sys.executable, "-c", WRITE, made, letter]) for letter in "abcd"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE, made, letter], **pipes) for letter in "abcd"]
+    assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 4  # they begin together
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
     assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0, 0]
     names = [event["job"]["name"] for event in read(Path(json.loads(made)["log_file_path"]))]
-    assert sorted(names) == sorted(letter * (10_000 + 300 * i) for letter in "abcd" for i in range(100))
+    assert sorted(names) == sorted(letter * (10_000 + 100 * i) for letter in "abcd" for i in range(300))
