@@ -23,7 +23,7 @@ from ml.errors import EvergreenError
 from ml.settings import ROOT, Settings
 from ops.airflow_api import Airflow
 from ops.bench_backfills import SMALL
-from ops.postgres import free_port
+from ops.ports import free_port
 
 DAYS = {"start": "2013-01-01", "end": "2013-01-21", "as_of": "2013-01-21T02:00:00"}
 TRAIN = {"as_of": "2013-01-21T03:00:00"}
