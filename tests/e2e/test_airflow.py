@@ -204,7 +204,8 @@ def test_release__with_approval__yes_goes_on_and_no_and_silence_expose_nothing(a
 
 
 def test_lineage__every_run_tells_what_it_read_and_made(airflow: Airflow, place: Place) -> None:
-    events = lineage_events.read(place.settings.var / "lineage.jsonl")
+    _wait_until_still(path := place.settings.var / "lineage.jsonl")
+    events = lineage_events.read(path)
     digest, mlflow_run = json.loads(place.python(ORIGIN))
     register = lineage_events.of(events, "train.register")[0]
     facets = register["run"]["facets"]
@@ -235,6 +236,13 @@ def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, 
     assert stopped.returncode == 0
     assert _processes(place.settings.var) == []
     assert "nothing was running" in place.services("down").stdout
+
+
+def _wait_until_still(path: Path, seconds: float = 3) -> None:
+    """The scheduler sends a run's last event from a process of its own, some time after the run is over."""
+    size = -1
+    while size != (size := path.stat().st_size):
+        time.sleep(seconds)
 
 
 def _backfill(airflow: Airflow, dag: str, logical_date: str) -> None:
