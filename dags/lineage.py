@@ -52,7 +52,7 @@ def _version(dataset: Dataset) -> dict[str, Any]:
     return {"version": dataset_version_dataset.DatasetVersionDatasetFacet(dataset.version)} if dataset.version else {}
 
 
-def _facet(name: str, values: dict[str, Any]) -> RunFacet:
-    facet = RunFacet().with_additional_properties(**values)
+def _facet(name: str, values: dict[str, Any]) -> Any:
+    facet = RunFacet(producer="urn:evergreen").with_additional_properties(**values)
     facet._schemaURL = f"{provenance.SCHEMA}#/$defs/{name}"
     return facet

@@ -156,11 +156,11 @@ def _once(datasets: Iterable[Dataset]) -> list[Dataset]:
 def _facets(given: list[Ref]) -> dict[str, dict[str, Any]]:
     """The data version and the MLflow run, where a reference knows them; the newest reference counts."""
     whole = [_data(ref) for ref in given if isinstance(ref, SnapshotRef | TrainPlan)]
-    data = (whole or [{"digest": ref.snapshot} for ref in given if isinstance(ref, refs.FeatureSetRef)] or [None])[-1]
+    data = whole or [{"digest": ref.snapshot} for ref in given if isinstance(ref, refs.FeatureSetRef)]
     version = next((ref for ref in reversed(given) if isinstance(ref, VersionRef)), None)
     facets = {}
     if data:
-        facets["evergreen_dataVersion"] = data | {"revision": revision()}
+        facets["evergreen_dataVersion"] = data[-1] | {"revision": revision()}
     if version:
         facets["evergreen_mlflowRun"] = {
             "runId": version.run_id,

@@ -89,14 +89,14 @@ def main() -> int:
             for turn in range(count):
                 for side in sides if turn % 2 else reversed(sides):
                     side.run(dag)
-        off, on = sides
-        count, size = on.events()
+        without, having = sides
+        count, size = having.events()
         print(f"{'DAG':<8}{'runs':>6}{'off, s':>10}{'on, s':>10}{'ratio':>8}   medians of queued to end")
-        for dag in off.seconds:
-            was, now = statistics.median(off.seconds[dag]), statistics.median(on.seconds[dag])
-            print(f"{dag:<8}{len(off.seconds[dag]):>6}{was:>10.2f}{now:>10.2f}{now / was:>8.3f}")
-            print(f"        off {_sorted(off.seconds[dag])}   on {_sorted(on.seconds[dag])}")
-        print(f"{count} events, {size / count / 1000:.1f} KB each; without lineage {off.events()[0]}")
+        for dag in without.seconds:
+            was, now = statistics.median(without.seconds[dag]), statistics.median(having.seconds[dag])
+            print(f"{dag:<8}{len(without.seconds[dag]):>6}{was:>10.2f}{now:>10.2f}{now / was:>8.3f}")
+            print(f"        off {_sorted(without.seconds[dag])}   on {_sorted(having.seconds[dag])}")
+        print(f"{count} events, {size / count / 1000:.1f} KB each; without lineage {without.events()[0]}")
     return 0
 
 
