@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast test-browser test-families lock-families test-backfills demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-stream bench-pages bench-batch engines test-engines bench-metrics alert-table dashboards fault-table api-cases up down status cluster-up cluster-down test-cluster kill-table
+.PHONY: help setup lock lint format test test-fast test-browser test-families lock-families test-backfills demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-stream bench-pages bench-batch engines test-engines bench-metrics bench-lineage alert-table dashboards fault-table api-cases up down status cluster-up cluster-down test-cluster kill-table
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -145,6 +145,9 @@ alert-table: $(STAMP)  ## ten things go wrong under a real Prometheus and Alertm
 
 dashboards: $(STAMP)  ## writes Grafana's dashboards anew from ops/dashboards.py
 	@$(BIN)/python -m ops.dashboards
+
+bench-lineage: $(STAMP)  ## what lineage events cost, on two Airflows that take turns; four minutes
+	@$(BIN)/python -m ops.bench_lineage
 
 fault-table: $(STAMP)  ## the service under load while things break, 500 hot swaps and 10 rollbacks; some minutes
 	@$(BIN)/python -m ops.faults

@@ -34,7 +34,7 @@ from ops import environment
 from ops.bench_features import say, show
 from ops.fault_scene import Scene, eventually, scene
 from ops.open_loop import Load
-from ops.postgres import free_port
+from ops.ports import free_port
 
 MONITORING = ROOT / "monitoring"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

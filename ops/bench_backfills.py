@@ -34,6 +34,7 @@ from ml.settings import ROOT, settings
 from ml.store import sha256
 from ops import postgres, services
 from ops.airflow_api import BUSY_SECONDS, Airflow
+from ops.ports import free_port
 
 DAGS = ("ingest", "features", "score", "drift", "train")
 """Those that can be backfilled, in an order that makes sense: what is landed can be prepared, and then scored and learnt from."""
@@ -107,7 +108,7 @@ def _in_a_place(dags: list[str], days: int, parallel: int) -> list[Outcome]:
             params[section] |= values
         (Path(folder) / "params.yaml").write_text(yaml.safe_dump(params))
         where = {name.upper(): f"{folder}/{name}" for name in ("var", "data")} | {"PARAMS": f"{folder}/params.yaml"}
-        where |= {f"{name}_PORT": str(postgres.free_port()) for name in ("AIRFLOW", "MLFLOW", "SERVING")}
+        where |= {f"{name}_PORT": str(free_port()) for name in ("AIRFLOW", "MLFLOW", "SERVING")}
         env = {**os.environ, **{f"EVERGREEN_{name}": value for name, value in where.items()}, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "ops.bench_backfills", "--here", "--days", str(days), "--parallel", str(parallel)]
         command += ["--dags", *dags]

@@ -28,7 +28,7 @@ from ops import environment
 from ops.alert_table import Exporter
 from ops.bench_features import say, show
 from ops.fault_scene import Scene, eventually, scene
-from ops.postgres import free_port
+from ops.ports import free_port
 
 DAYS, VERSIONS, SCRAPES = 365, 60, 20
 SILENT = "from ml.serving.telemetry import Telemetry as T; T.gave = T.answered = lambda *_: None; from ml.cli import main; main()"

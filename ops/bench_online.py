@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ops.bench_features import landed, say, show
+from ops.ports import free_port
 
 HOUR = timedelta(hours=1)
 FIRST = date(2013, 4, 1)
@@ -175,12 +175,6 @@ def redis_server(folder: Path) -> Iterator[str | None]:
     finally:
         process.terminate()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 # ---- equality

@@ -17,6 +17,7 @@ import psutil
 
 from ml.settings import ROOT, Settings
 from ops import environment, postgres, services
+from ops.ports import free_port
 
 PORTS = ("postgres", "redis", "s3", "mlflow", "airflow", "serving")
 DATABASES = ("airflow", "evergreen", "mlflow", "optuna", "feast")
@@ -62,7 +63,7 @@ class Place:
         if not kept.exists():
             folder.mkdir(parents=True, exist_ok=True)
             made = {
-                "ports": {name: postgres.free_port() for name in PORTS},
+                "ports": {name: free_port() for name in PORTS},
                 "secret": {name: secrets.token_urlsafe(24) for name in ("postgres", "jwt", "api", "s3")},
                 "params": str(params or ROOT / "params.yaml"),
                 "postgres": tempfile.mkdtemp(prefix="evergreen-postgres-"),

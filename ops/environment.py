@@ -56,6 +56,11 @@ def mlflow(settings: Settings) -> dict[str, str]:
     return common() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
+def _lineage_file(settings: Settings) -> str:
+    """The OpenLineage transport that needs no server: every process adds lines to one file, each line in one write."""
+    return json.dumps({"type": "file", "log_file_path": str(settings.var / "lineage.jsonl"), "append": True})
+
+
 def airflow(settings: Settings) -> dict[str, str]:
     """Airflow on SQLite, on loopback, set for few cores and short waits; every key can be overridden from outside."""
     home = airflow_home(settings)
@@ -80,6 +85,10 @@ def airflow(settings: Settings) -> dict[str, str]:
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",  # a file that was edited is read at once nevertheless
         "DAG_PROCESSOR__REFRESH_INTERVAL": "30",
         "LOGGING__NAMESPACE_LEVELS": "great_expectations=WARNING alembic=WARNING",
+        "OPENLINEAGE__TRANSPORT": _lineage_file(settings),
+        "OPENLINEAGE__NAMESPACE": "evergreen",
+        "OPENLINEAGE__EXTRACTORS": "dags.lineage.StepExtractor",
+        "OPENLINEAGE__EXECUTE_IN_THREAD": "true",  # a fork of a task that holds a model costs more than its event
     }
     defaults = {f"AIRFLOW__{name}": value for name, value in config.items()}
     paths = {

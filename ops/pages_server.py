@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ml.errors import EvergreenError
 from ml.settings import ROOT
 from ops import environment
+from ops.ports import free_port
 
 DAGS = ("ingest", "train", "release", "drift", "score", "online")
 _statements: ContextVar[list[str] | None] = ContextVar("statements", default=None)
@@ -150,7 +150,7 @@ def running(folder: Path, days: int, versions: int) -> Iterator[Server]:
     env |= {"AIRFLOW_HOME": str(folder), "EVERGREEN_VAR": str(folder / "var"), "EVERGREEN_DATA": str(folder / "data")}
     making = [sys.executable, "-m", "ops.history", "--days", str(days), "--versions", str(versions)]
     subprocess.run(making, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "ops.pages_server", "--port", str(port), "--runs", str(days)]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
@@ -171,12 +171,6 @@ def _wait(process: subprocess.Popen[bytes], base: str, log: Path, seconds: float
         except httpx.TransportError:
             time.sleep(0.2)
     raise EvergreenError(f"the server did not come up: {log.read_text()[-2000:]}", "see the message")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> None:

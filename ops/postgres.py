@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 
 from ml.errors import EvergreenError
+from ops.ports import free_port
 
 USER = "evergreen"
 START_SECONDS = 60.0
@@ -116,9 +116,3 @@ def running(folder: Path, password: str, user: str = USER) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGINT)  # "fast": does not wait for clients
         server.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

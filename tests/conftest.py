@@ -34,6 +34,18 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parsed_sources: P
     forget()
 
 
+@pytest.fixture(scope="module")
+def own_settings() -> Iterator[None]:
+    """No EVERGREEN_* variable says where things are while the module's tests run: what they call sets them. All are put back."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("VAR", "DATA", "ONLINE", "STORE", "LEDGER", "MLFLOW"):
+            patch.setenv(f"EVERGREEN_{name}", "")  # so that it is put back, also where it was not set
+            patch.delenv(f"EVERGREEN_{name}")
+        forget()
+        yield
+    forget()
+
+
 @pytest.fixture(scope="session")
 def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database: migrating one takes seconds."""

@@ -28,6 +28,7 @@ from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.types import Float64, String
 from feast.value_type import ValueType
+from sqlalchemy.engine import make_url
 
 from ml.config import Params, load_params
 from ml.data.query import parquet, quoted
@@ -55,6 +56,9 @@ def repository(params: Params, folder: Path | None = None) -> FeatureStore:
     Args:
         folder: holds the histories, ``<view>.parquet``; not needed to look at definitions or to read online.
     """
+    registry = make_url(settings().feast)
+    if registry.get_backend_name() == "sqlite" and registry.database:
+        Path(registry.database).parent.mkdir(parents=True, exist_ok=True)  # a fresh clone has no <var>
     config = RepoConfig(
         project=params.problem.name,
         provider="local",

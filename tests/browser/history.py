@@ -15,7 +15,8 @@ import yaml
 
 from ml.settings import ROOT, Settings
 from ops.airflow_api import Airflow, Run, RunFailedError
-from tests.e2e.conftest import SMALL, Place, free_port
+from ops.ports import free_port
+from tests.e2e.conftest import SMALL, Place
 
 DAYS = {"start": "2013-01-01", "end": "2013-01-25"}
 FIRST = datetime(2013, 1, 21, 3)

@@ -29,7 +29,7 @@ from ml.settings import ROOT
 from tests.conftest import forget
 
 NAMES = ("ingest", "features", "train", "release", "drift", "score", "online", "report")
-SHARED = {"common", "links", "words"}
+SHARED = {"common", "lineage", "links", "words"}
 """Modules of ``dags/`` that hold no DAG."""
 ANNOUNCE = {"announce", "request_retrain"}
 """The tasks that are no steps: they emit an asset event, which only Airflow can."""

@@ -98,12 +98,6 @@ class Names(threading.Thread):
         self.join()
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
 def container(service: str, **changes: str) -> dict[str, str]:
     """The environment of a service as image and compose file set it, with other places for what is not here."""
     image = files.services()[service]["build"]["target"]

@@ -25,9 +25,10 @@ from ml import ledger, store
 from ml.features.online import open_store
 from ml.serving import manifest
 from ml.settings import ROOT
+from ops.ports import free_port
 from tests.conftest import forget
 from tests.deploy import files
-from tests.deploy.conftest import Names, container, free_port, process
+from tests.deploy.conftest import Names, container, process
 from tests.redis_server import RedisServer
 from tests.sample_bundle import REQUEST, fresh_features, sample_bundle, stored
 from tests.serving.conftest import eventually

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import yaml
 
 from ml.settings import ROOT, Settings
 from ops.airflow_api import Airflow
+from ops.ports import free_port
 
 SMALL = {
     "train": {"window_days": 14, "holdout_days": 2, "folds": 1, "fold_days": 2, "min_rows": 1000, "max_rounds": 40},
@@ -39,12 +39,6 @@ class Place:
     def python(self, code: str) -> str:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=self.env, capture_output=True, text=True, check=True)
         return done.stdout.strip()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,21 @@ import pytest
 import yaml
 
 from ops.airflow_api import Airflow, RunFailedError
+from tests import lineage_events
 from tests.e2e.conftest import Place
 
 pytestmark = pytest.mark.e2e
 
 DAYS = {"start": "2013-01-01", "end": "2013-01-21"}
 AS_OF = datetime(2013, 1, 21, 3)
+ORIGIN = """
+import json
+from ml import ledger, tracking
+tags = tracking.tags("flight_delay", "1")
+(noted,) = {e.subject for e in ledger.entries("snapshot") if e.subject == tags["snapshot"]}
+print(json.dumps([noted, tracking.run_id("flight_delay", "1")]))
+"""
+"""The data version of version 1 as the ledger noted it, and its MLflow run."""
 
 
 def test_up__with_a_port_in_use_starts_nothing_and_says_what_to_change(place: Place) -> None:
@@ -194,6 +203,31 @@ def test_release__with_approval__yes_goes_on_and_no_and_silence_expose_nothing(a
     assert notes["2013-01-21T10:00:00"][0] == ["allowed", "admin", "admin said yes before any traffic"]
 
 
+def test_lineage__every_run_tells_what_it_read_and_made(airflow: Airflow, place: Place) -> None:
+    _wait_until_still(path := place.settings.var / "lineage.jsonl")
+    events = lineage_events.read(path)
+    digest, mlflow_run = json.loads(place.python(ORIGIN))
+    register = lineage_events.of(events, "train.register")[0]
+    facets = register["run"]["facets"]
+    assert (facets["evergreen_mlflowRun"]["runId"], facets["evergreen_mlflowRun"]["version"]) == (mlflow_run, "1")
+    assert facets["evergreen_dataVersion"]["digest"] == digest
+    assert lineage_events.versions(register["outputs"]) == {"registered_model": "1"}
+    (features, *_) = lineage_events.of(events, "train.features")
+    assert lineage_events.versions(features["inputs"]) == {"history": "", "snapshot": digest}
+    assert lineage_events.versions(features["outputs"]).items() <= lineage_events.versions(register["inputs"]).items()
+    (promote, *_) = lineage_events.of(events, "release.promote")
+    assert lineage_events.versions(promote["inputs"]) == {"registered_model": "1"}
+    assert set(lineage_events.versions(promote["outputs"])) == {"deployment"}
+
+    assert lineage_events.of(events, "train.plan", "FAIL"), "the run without a time"
+    assert len(lineage_events.of(events, "train.fit", "FAIL")) == 1, "the scheduler tells of the one that was killed"
+    started = {event["run"]["runId"] for event in events if event["eventType"] == "START"}
+    assert started == {event["run"]["runId"] for event in events if event["eventType"] in ("COMPLETE", "FAIL")}
+    for dag in ("ingest", "train", "release"):
+        told = lineage_events.of(events, dag, "START")
+        assert {event["run"]["facets"]["airflowDagRun"]["dagRun"]["run_id"] for event in told} == airflow.run_ids(dag)
+
+
 def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, place: Place) -> None:
     again = place.services("up", "airflow")
     assert (again.returncode, "runs already" in again.stdout) == (0, True)
@@ -202,6 +236,13 @@ def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, 
     assert stopped.returncode == 0
     assert _processes(place.settings.var) == []
     assert "nothing was running" in place.services("down").stdout
+
+
+def _wait_until_still(path: Path, seconds: float = 3) -> None:
+    """The scheduler sends a run's last event from a process of its own, some time after the run is over."""
+    size = -1
+    while size != (size := path.stat().st_size):
+        time.sleep(seconds)
 
 
 def _backfill(airflow: Airflow, dag: str, logical_date: str) -> None:

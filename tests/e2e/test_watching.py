@@ -12,7 +12,6 @@ import pytest
 
 from ops import alert_table, dashboards
 from ops.alert_table import Listener, Stage
-from tests.conftest import forget
 
 pytestmark = pytest.mark.e2e
 EMPTY_WHEN_WELL = {
@@ -27,24 +26,11 @@ SLOW = ("ServingSlow", "ServingBaselineRates")
 
 
 @pytest.fixture(scope="module")
-def watched() -> Iterator[tuple[Stage, Listener]]:
+def watched(own_settings: None) -> Iterator[tuple[Stage, Listener]]:
     if not all(shutil.which(name) for name in ("prometheus", "prometheus-alertmanager")):
         pytest.skip("not installed: `sh ops/install_debian.sh prometheus prometheus-alertmanager`")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in (
-            "EVERGREEN_VAR",
-            "EVERGREEN_DATA",
-            "EVERGREEN_ONLINE",
-            "EVERGREEN_STORE",
-            "EVERGREEN_LEDGER",
-            "EVERGREEN_MLFLOW",
-        ):
-            patch.setenv(name, "")  # so that they are put back
-            patch.delenv(name)
-        forget()
-        with alert_table.watched() as found:
-            yield found
-    forget()
+    with alert_table.watched() as found:
+        yield found
 
 
 def test_panels__each_query_has_an_answer(watched: tuple[Stage, Listener]) -> None:

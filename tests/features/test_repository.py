@@ -16,6 +16,7 @@ from ml.features import history, offline, repository
 from ml.features.definitions import load_module, source_table
 from ml.features.online import open_store
 from ml.settings import settings
+from tests.conftest import forget
 from tests.features.rows import ONE, flights, join, planes, weather
 
 BEGIN, END = datetime(2013, 3, 1), datetime(2013, 5, 1)
@@ -76,6 +77,15 @@ def test_registry__holds_what_is_declared(workspace: Path) -> None:
             view.description,
             source_table(view, params.problem.table),
         )
+
+
+def test_registry__is_made_where_there_is_no_folder_yet(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERGREEN_VAR", str(workspace / "fresh" / "var"))
+    forget()
+    assert {view.name for view in repository.repository(load_params()).list_feature_views()} == {
+        view.name for view in load_module(load_params()).views
+    }
+    assert (workspace / "fresh" / "var" / "feast.db").exists()
 
 
 def test_registry__forgets_a_view_that_is_no_longer_declared(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from ml import ledger
 from ml.monitoring import exporter, requests
 from ml.settings import ROOT
 from ops import environment, history
-from tests.e2e.conftest import free_port
+from ops.ports import free_port
 
 DAYS, VERSIONS = 30, 6
 

@@ -14,7 +14,6 @@ from ops.fault_kinds import FAULTS
 from ops.fault_scene import Scene, scene
 from ops.faults import fault_of, rollbacks, run, swaps
 from ops.open_loop import Reply
-from tests.conftest import forget
 
 pytestmark = pytest.mark.e2e
 
@@ -25,22 +24,9 @@ ELSEWHERE = {"worker-killed", "service-killed", "store-stopped", "store-slow", "
 
 
 @pytest.fixture(scope="module")
-def at() -> Iterator[Scene]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in (
-            "EVERGREEN_VAR",
-            "EVERGREEN_DATA",
-            "EVERGREEN_ONLINE",
-            "EVERGREEN_STORE",
-            "EVERGREEN_LEDGER",
-            "EVERGREEN_MLFLOW",
-        ):
-            patch.setenv(name, "")  # so that they are put back
-            patch.delenv(name)
-        forget()
-        with scene() as made:
-            yield made
-    forget()
+def at(own_settings: None) -> Iterator[Scene]:
+    with scene() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
