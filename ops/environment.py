@@ -23,7 +23,6 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DVC_NO_ANALYTICS": "true",
     "DO_NOT_TRACK": "true",
-    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "false",
     "MPLBACKEND": "Agg",
 }
 

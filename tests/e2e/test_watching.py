@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from ops import alert_table, dashboards
-from ops.alert_table import Listener, Stage
+from ops.alert_faults import Stage
+from ops.alert_watch import Listener
 from tests.conftest import forget
 
 pytestmark = pytest.mark.e2e
