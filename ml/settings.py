@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address that servers bind to")
     airflow_port: int = 8080
+    airflow_url: str = Field("", description="where the exporter asks Airflow how it is; default http://<host>:<airflow_port>")
     mlflow_port: int = 5000
     serving_port: int = 3000
     traces: str = Field(
@@ -77,6 +78,7 @@ class Settings(BaseSettings):
         put("ledger", self.ledger or f"sqlite:///{self.var}/ledger.db")
         put("mlflow", self.mlflow or f"sqlite:///{self.var}/mlflow.db")
         served = self.mlflow if self.mlflow.startswith("http") else f"http://{self.host}:{self.mlflow_port}"
+        put("airflow_url", (self.airflow_url or f"http://{self.host}:{self.airflow_port}").rstrip("/"))
         put("mlflow_pages", (self.mlflow_pages or served).rstrip("/"))
         return self
 

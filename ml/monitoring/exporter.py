@@ -216,8 +216,8 @@ def room() -> Iterator[Metric]:
 
 def airflow() -> Metric:
     """Whether Airflow's components are well, by its API server's own account; that one is down if it does not answer."""
-    where, well = settings(), {("api_server",): 0.0}
-    url = f"http://{where.host}:{where.airflow_port}/api/v2/monitor/health"
+    well = {("api_server",): 0.0}
+    url = f"{settings().airflow_url}/api/v2/monitor/health"
     try:
         with urllib.request.urlopen(url, timeout=AIRFLOW_SECONDS) as answer:
             told = json.load(answer)

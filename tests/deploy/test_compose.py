@@ -165,6 +165,7 @@ def test_services__are_those_that_a_deployment_needs() -> None:
         "proxy",
         "kafka",
         "stream",
+        "exporter",
         "prometheus",
         "alertmanager",
         "grafana",
@@ -197,7 +198,7 @@ def test_mounted_files__exist() -> None:
 
 def test_hosts__named_in_addresses_are_services() -> None:
     texts = [str(value) for names in all_environments().values() for value in names.values()]
-    texts += re.findall(r"\S+:\d+", (files.DEPLOY / "grafana" / "datasources.yml").read_text())
+    texts += re.findall(r"\S+:\d+", (ROOT / "monitoring" / "grafana" / "datasources.yml").read_text())
     hosts = {m[1] for text in texts for m in re.finditer(r"(?:@|http://|(?<![\w/:.]))([a-z][a-z-]*):\d{4,5}\b", text)}
     assert {"postgres", "redis", "minio", "mlflow", "airflow-api", "serving", "kafka"} <= hosts
     assert hosts - {"localhost"} <= set(files.services())
