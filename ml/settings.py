@@ -59,6 +59,9 @@ class Settings(BaseSettings):
         "", description="where traces of requests go, OTLP over HTTP: http://127.0.0.1:4318/v1/traces; empty: none"
     )
     exporter_port: int = Field(9109, description="where `evergreen exporter` answers Prometheus")
+    statsd_port: int = Field(
+        0, description="UDP port where the exporter hears Airflow's own metrics, and where `make up` sends them; 0: none"
+    )
     serving_workers: int = Field(1, ge=1, description="processes of the prediction service; with two, one may die unfelt")
     revision: str = Field("", description="git revision of the code where there is no checkout, as in an image")
     stream_port: int = Field(3001, description="metrics of `evergreen stream`")

@@ -80,6 +80,14 @@ def airflow(settings: Settings) -> dict[str, str]:
         "DAG_PROCESSOR__REFRESH_INTERVAL": "30",
         "LOGGING__NAMESPACE_LEVELS": "great_expectations=WARNING alembic=WARNING",
     }
+    if settings.statsd_port:
+        config |= {
+            "METRICS__STATSD_ON": "true",
+            "METRICS__STATSD_HOST": settings.host,
+            "METRICS__STATSD_PORT": str(settings.statsd_port),
+            "METRICS__STATSD_INFLUXDB_ENABLED": "true",  # variables as tags
+            "METRICS__LEGACY_NAMES_ON": "false",  # and not in names
+        }
     defaults = {f"AIRFLOW__{name}": value for name, value in config.items()}
     paths = {
         "AIRFLOW_HOME": str(home),
