@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -140,3 +140,24 @@ def ready(port: int, path: str = "/-/ready") -> bool:
         return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=10).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def unanswered(prometheus: str, queries: Iterable[str], seconds: float = 60.0) -> list[str]:
+    """Those of the queries that a Prometheus has no answer to; it is given time to get one.
+
+    Raises:
+        EvergreenError: one is no PromQL.
+    """
+    left, deadline = list(queries), time.monotonic() + seconds
+    while True:
+        left = [query for query in left if not _result(prometheus, query)]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(1)
+
+
+def _result(prometheus: str, query: str) -> list[Any]:
+    answer = httpx.get(f"{prometheus}/api/v1/query", params={"query": query}, timeout=20).json()
+    if answer["status"] != "success":
+        raise EvergreenError(f"{query}: {answer['error']}", "mend the query")
+    return list(answer["data"]["result"])

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import yaml
 
+from ops import dashboards
 from ops.airflow_api import Airflow, RunFailedError
+from ops.alert_watch import process, unanswered, watchers
 from tests.e2e.conftest import Place
 
 pytestmark = pytest.mark.e2e
 
 DAYS = {"start": "2013-01-01", "end": "2013-01-21"}
 AS_OF = datetime(2013, 1, 21, 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exporter(place: Place) -> Iterator[int]:
+    """`evergreen exporter`, which hears Airflow from the beginning; its port."""
+    command = [sys.executable, "-c", "from ml.cli import main; main()", "exporter"]
+    with process(command, place.settings.var.with_suffix(".exporter.log"), **place.env):
+        yield place.settings.exporter_port
 
 
 def test_up__with_a_port_in_use_starts_nothing_and_says_what_to_change(place: Place) -> None:
@@ -192,6 +206,24 @@ def test_release__with_approval__yes_goes_on_and_no_and_silence_expose_nothing(a
     manifests, notes = _release_notes(place)
     assert manifests[len(before) :] == [["1", "2"], ["2", None]], "champion and canary: it got traffic, then it was promoted"
     assert notes["2013-01-21T10:00:00"][0] == ["allowed", "admin", "admin said yes before any traffic"]
+
+
+def test_metrics__airflow_tells_the_exporter_how_it_is__and_each_panel_has_an_answer(
+    airflow: Airflow, exporter: int, tmp_path: Path
+) -> None:
+    shown = httpx.get(f"http://127.0.0.1:{exporter}/metrics", timeout=20).text
+    for part in ("api_server", "metadatabase", "scheduler", "dag_processor", "triggerer"):
+        assert f'evergreen_airflow_healthy{{component="{part}"}} 1.0' in shown
+    assert 'airflow_ti_finish_total{dag_id="ingest",state="success",task_id="land"}' in shown
+    assert 'airflow_ti_failures_total{dag_id="train",task_id="plan"}' in shown
+    assert not re.findall(r"^airflow_.*(?:manual__|backfill__).*$", shown, re.MULTILINE), "a run id is a label"
+    longest = max(float(total) for total in re.findall(r"airflow_dag_processing_last_duration_seconds_sum\{.*\} (\S+)", shown))
+    assert 0.01 < longest < 600, "seconds, that Airflow sends as seconds"
+    if not all(shutil.which(name) for name in ("prometheus", "prometheus-alertmanager")):
+        pytest.skip("not installed: `sh ops/install_debian.sh prometheus prometheus-alertmanager`")
+    with watchers(tmp_path, {"loop": exporter}) as listener:
+        asked = {query for _, _, query in dashboards.queries("airflow")}
+        assert not unanswered(listener.prometheus, asked)
 
 
 def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, place: Place) -> None:
