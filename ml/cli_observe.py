@@ -7,6 +7,7 @@ import threading
 
 import typer
 
+from ml import logs
 from ml.settings import settings
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -27,6 +28,6 @@ def exporter() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
     stop = metrics.serve(settings().host, settings().exporter_port, settings().statsd_port)
-    typer.echo(f"metrics of the loop: http://{settings().host}:{settings().exporter_port}/metrics", err=True)
+    logs.say(f"metrics of the loop: http://{settings().host}:{settings().exporter_port}/metrics")
     over.wait()
     stop()

@@ -55,6 +55,10 @@ class Settings(BaseSettings):
     airflow_url: str = Field("", description="where the exporter asks Airflow how it is; default http://<host>:<airflow_port>")
     mlflow_port: int = 5000
     serving_port: int = 3000
+    logs: Literal["text", "json", "requests"] = Field(
+        "text",
+        description="json: commands log one JSON object a line, as service and stream always do; requests: and each request",
+    )
     traces: str = Field(
         "", description="where traces of requests go, OTLP over HTTP: http://127.0.0.1:4318/v1/traces; empty: none"
     )

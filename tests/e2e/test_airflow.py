@@ -20,9 +20,8 @@ import psutil
 import pytest
 import yaml
 
-from ops import dashboards
+from ops import alert_watch, dashboards
 from ops.airflow_api import Airflow, RunFailedError
-from ops.alert_watch import process, unanswered, watchers
 from tests.e2e.conftest import Place
 
 pytestmark = pytest.mark.e2e
@@ -35,7 +34,7 @@ AS_OF = datetime(2013, 1, 21, 3)
 def exporter(place: Place) -> Iterator[int]:
     """`evergreen exporter`, which hears Airflow from the beginning; its port."""
     command = [sys.executable, "-c", "from ml.cli import main; main()", "exporter"]
-    with process(command, place.settings.var.with_suffix(".exporter.log"), **place.env):
+    with alert_watch.process(command, place.settings.var.with_suffix(".exporter.log"), **place.env):
         yield place.settings.exporter_port
 
 
@@ -221,9 +220,9 @@ def test_metrics__airflow_tells_the_exporter_how_it_is__and_each_panel_has_an_an
     assert 0.01 < longest < 600, "seconds, that Airflow sends as seconds"
     if not all(shutil.which(name) for name in ("prometheus", "prometheus-alertmanager")):
         pytest.skip("not installed: `sh ops/install_debian.sh prometheus prometheus-alertmanager`")
-    with watchers(tmp_path, {"loop": exporter}) as listener:
+    with alert_watch.watchers(tmp_path, {"loop": exporter}) as listener:
         asked = {query for _, _, query in dashboards.queries("airflow")}
-        assert not unanswered(listener.prometheus, asked)
+        assert not alert_watch.unanswered(listener.prometheus, asked)
 
 
 def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, place: Place) -> None:
