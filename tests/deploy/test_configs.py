@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from ml.settings import ROOT, Settings
+from ops import environment
 from tests.deploy import files
 
 MONITORING = ROOT / "monitoring"
@@ -90,7 +91,7 @@ def seen(service: str, path: str) -> Path:
     return found
 
 
-def test_targets__are_services_at_their_ports() -> None:
+def test_targets__are_services_at_their_ports(tmp_path: Path) -> None:
     config = yaml.safe_load((MONITORING / "prometheus-compose.yml").read_text())
     named = {
         name: each["port"] for job in config["scrape_configs"] for each in job.get("dns_sd_configs", []) for name in each["names"]
@@ -110,3 +111,13 @@ def test_targets__are_services_at_their_ports() -> None:
         files.environment("exporter", files.example())["EVERGREEN_AIRFLOW_URL"]
         == f"http://airflow-api:{api['AIRFLOW__API__PORT']}"
     )
+    exporter = files.environment("exporter", files.example())
+    assert exporter["EVERGREEN_STATSD_PORT"] == api["AIRFLOW__METRICS__STATSD_PORT"]
+    assert api["AIRFLOW__METRICS__STATSD_HOST"] == "exporter"
+    sent = {
+        name: value
+        for name, value in environment.airflow(Settings(statsd_port=8125, var=tmp_path)).items()
+        if "__METRICS__" in name
+    }
+    assert {name for name in api if "__METRICS__" in name} == set(sent)
+    assert all(api[name] == sent[name] for name in sent if not name.endswith(("STATSD_ON", "_HOST")))

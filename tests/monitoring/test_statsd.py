@@ -86,8 +86,8 @@ def test_airflow__every_name_that_is_known_is_one_of_airflows_and_arrives_with_i
     assert found == expected
 
 
-def test_airflow__off_by_default() -> None:
-    assert not [name for name in environment.airflow(Settings()) if name.startswith("AIRFLOW__METRICS")]
+def test_airflow__off_by_default(tmp_path: Path) -> None:
+    assert not [name for name in environment.airflow(Settings(var=tmp_path)) if name.startswith("AIRFLOW__METRICS")]
 
 
 @pytest.fixture
