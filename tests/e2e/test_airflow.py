@@ -214,7 +214,7 @@ def test_metrics__airflow_tells_the_exporter_how_it_is__and_each_panel_has_an_an
     for part in ("api_server", "metadatabase", "scheduler", "dag_processor", "triggerer"):
         assert f'evergreen_airflow_healthy{{component="{part}"}} 1.0' in shown
     assert 'airflow_ti_finish_total{dag_id="ingest",state="success",task_id="land"}' in shown
-    assert 'airflow_ti_failures_total{dag_id="train",task_id="plan"}' in shown
+    assert 'airflow_ti_finish_total{dag_id="train",state="failed",task_id="plan"}' in shown
     assert not re.findall(r"^airflow_.*(?:manual__|backfill__).*$", shown, re.MULTILINE), "a run id is a label"
     longest = max(float(total) for total in re.findall(r"airflow_dag_processing_last_duration_seconds_sum\{.*\} (\S+)", shown))
     assert 0.01 < longest < 600, "seconds, that Airflow sends as seconds"
