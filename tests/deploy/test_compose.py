@@ -63,7 +63,9 @@ def test_airflow__knows_every_option_and_every_command(tmp_path: Path) -> None:
     known = json.loads(done.stdout.splitlines()[-1])
     given = {name for names in all_environments().values() for name in names if name.startswith("AIRFLOW__")}
     given |= {item["name"] for item in files.values()["env"] if item["name"].startswith("AIRFLOW__")}
-    given |= {name for name in environment.airflow(Settings(var=tmp_path)) if name.startswith("AIRFLOW__")}  # `make up`
+    given |= {
+        name for name in environment.airflow(Settings(var=tmp_path, statsd_port=1)) if name.startswith("AIRFLOW__")
+    }  # `make up`
     options = {tuple(name.lower().split("__")[1:]) for name in given}
     options |= {(section, option) for section, chosen in files.values()["config"].items() for option in chosen}
     assert len(options) > 20
