@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from ml.settings import settings
 
-_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}  # the last: uvicorn's, for terminals
 _CONTEXT = {
     "dag": "AIRFLOW_CTX_DAG_ID",
     "run_id": "AIRFLOW_CTX_DAG_RUN_ID",

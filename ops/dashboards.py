@@ -132,7 +132,7 @@ STREAM = [
 
 
 def mean(timer: str, by: str, window: str = "1h") -> str:
-    return f"sum by ({by}) (rate(airflow_{timer}_seconds_sum[{window}])) / (sum by ({by}) (rate(airflow_{timer}_seconds_count[{window}])) > 0)"
+    return f"sum by ({by}) (rate(airflow_{timer}_seconds_sum[{window}])) / sum by ({by}) (rate(airflow_{timer}_seconds_count[{window}]))"
 
 
 AIRFLOW = [
@@ -143,7 +143,7 @@ AIRFLOW = [
     Panel("Heartbeats a minute", {f"60 * rate(airflow_{part}_heartbeat_total[5m])": part.replace("_", " ") for part in ("scheduler", "dag_processor", "triggerer")},
           "short", "None: it hangs, or is gone. Of several, all together."),
     Panel("Scheduler's loop", {mean("scheduler_scheduler_loop_duration", "job", "5m"): "mean"}, "s", "What any task waits for between two others."),
-    Panel("Tasks", {f"sum(airflow_ti_{state})": state for state in ("scheduled", "queued", "running", "deferred")}, "short", "By state."),
+    Panel("Tasks", {f"sum(airflow_ti_{state}) or vector(0)": state for state in ("scheduled", "queued", "running", "deferred")}, "short", "By state."),
     Panel("Pool slots", {f"airflow_pool_{state}_slots": f"{{{{pool}}}} {state}" for state in ("open", "queued", "running")}, "short",
           "None open: tasks wait for others to end."),
     Panel("Executor", {"airflow_executor_open_slots": "{{executor}} open", "airflow_executor_queued_tasks": "{{executor}} queued",

@@ -22,6 +22,7 @@ import yaml
 
 from ops import alert_watch, dashboards
 from ops.airflow_api import Airflow, RunFailedError
+from ops.fault_scene import eventually
 from tests.e2e.conftest import Place
 
 pytestmark = pytest.mark.e2e
@@ -35,6 +36,7 @@ def exporter(place: Place) -> Iterator[int]:
     """`evergreen exporter`, which hears Airflow from the beginning; its port."""
     command = [sys.executable, "-c", "from ml.cli import main; main()", "exporter"]
     with alert_watch.process(command, place.settings.var.with_suffix(".exporter.log"), **place.env):
+        eventually(lambda: alert_watch.ready(place.settings.exporter_port, "/metrics"), "the exporter answers")
         yield place.settings.exporter_port
 
 
