@@ -153,7 +153,7 @@ AIRFLOW = [
     Panel("Tasks that were lost", {"sum(increase(airflow_task_instances_without_heartbeats_killed_total[1h])) or vector(0)": "their worker died",
                                    "sum(increase(airflow_scheduler_tasks_killed_externally_total[1h])) or vector(0)": "killed from outside"}, "short", "Of an hour."),
     Panel("Tasks that ended", {"sum by (state) (increase(airflow_ti_finish_total[1h]))": "{{state}}"}, "short", "Of an hour."),
-    Panel("Time in the queue", {mean("task_queued_duration", "dag_id"): "{{dag_id}}"}, "s", "Mean of an hour, from queued to started."),
+    Panel("Time to be queued", {mean("task_scheduled_duration", "dag_id"): "{{dag_id}}"}, "s", "Mean of an hour: from due to given to the executor."),
     Panel("Time of DAG runs", {mean("dagrun_duration_success", "dag_id", "1d"): "{{dag_id}}"}, "s", "Mean of a day, of those that ended well."),
     Panel("Time to read a file", {mean("dag_processing_last_duration", "file_name"): "{{file_name}}"}, "s", "Mean of an hour."),
     Panel("Lines left out", {"sum by (reason) (increase(evergreen_statsd_dropped_total[1h]))": "{{reason}}"}, "short",

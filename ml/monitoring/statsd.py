@@ -63,7 +63,6 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "ti_failures": TASK,
     "ti_successes": TASK,
     "task.duration": TASK,
-    "task.queued_duration": TASK,
     "task.scheduled_duration": TASK,
     "dagrun.duration.success": DAG,
     "dagrun.duration.failed": DAG,
