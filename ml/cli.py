@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import inspect
 import json
+import logging
 import os
 import sys
 import time
@@ -31,6 +32,7 @@ from ml import (
     cli_stream,
     cli_watch,
     ledger,
+    logs,
     steps,
 )
 from ml.config import load_params
@@ -88,6 +90,7 @@ app = typer.Typer(
 
 @app.callback()
 def _who_acts(context: typer.Context) -> None:
+    logs.begin()
     context.with_resource(ledger.acting(f"cli:{_login()}"))
 
 
@@ -130,7 +133,7 @@ def _command(name: str) -> Callable[..., None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(shown + "\n")
         typer.echo(shown)
-        typer.echo(f"{name}: {time.monotonic() - began:.1f} s → {target}", err=True)
+        logs.say(f"{name}: {time.monotonic() - began:.1f} s → {target}")
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
     run.__doc__ = f"{inspect.getdoc(function)}\n\n\b\nExample:\n  {EXAMPLES[name]}"
@@ -294,7 +297,7 @@ def features_ablation(refs: Refs = None) -> None:
         removal.groups(module),
         settings_,
         params,
-        lambda what: typer.echo(f"fit {what}", err=True),
+        lambda what: logs.say(f"fit {what}"),
     )
     typer.echo(f"{'WITHOUT':<16}{'features':>9}{'score lost':>11}{'loss added':>15}  {'interval':<20}  removing it")
     for a in found:
@@ -411,7 +414,7 @@ def main() -> None:
     try:
         app()
     except NothingToDo as reason:
-        typer.echo(f"nothing to do: {reason}", err=True)
+        logs.say(f"nothing to do: {reason}")
     except EvergreenError as error:
-        typer.echo(f"error: {error}", err=True)
+        logs.say(f"error: {error}", logging.ERROR)
         sys.exit(1)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ml import logs
 from ml.errors import EvergreenError
 from ml.settings import settings
 
@@ -54,7 +55,7 @@ def or_brought(step: Callable[..., None]) -> Callable[..., None]:
             ref.write(folder / f"{what}.json")
         version = bring.version_of(made)
         typer.echo(version.model_dump_json(indent=2))
-        typer.echo(f"v{version.version}: {version.verdict}; references for smoke, canary and promote in {folder}", err=True)
+        logs.say(f"v{version.version}: {version.verdict}; references for smoke, canary and promote in {folder}")
 
     register.__doc__ = (step.__doc__ or "").replace(
         "\n\n\b\nExample:\n",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ml import logs
 from ml.config import Params, Problem, load_params
 from ml.errors import EvergreenError, IntegrityError, NotFoundError
 
@@ -86,11 +88,11 @@ def rebuild(
 
     bad = 0
     for version in versions:
-        typer.echo(f"v{version.removeprefix('v')}: making it again", err=True)
+        logs.say(f"v{version.removeprefix('v')}: making it again")
         try:
             made = again.rebuild(version)
         except EvergreenError as error:  # the other versions are still to be made
-            typer.echo(f"error: {error}", err=True)
+            logs.say(f"error: {error}", logging.ERROR)
             bad += 1
             continue
         bad += not made.equal

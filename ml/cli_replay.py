@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ml import logs
 from ml.settings import settings
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -48,9 +49,9 @@ def replay(
     for replayed in periods:
         typer.echo("\n" + replay_run.told(replayed))
     for path in replay_run.write(matrix, periods, folder):
-        typer.echo(f"{path}", err=True)
-    typer.echo(f"replay: {timedelta(seconds=round(time.monotonic() - began))}", err=True)
+        logs.say(f"{path}")
+    logs.say(f"replay: {timedelta(seconds=round(time.monotonic() - began))}")
 
 
 def _say(line: str) -> None:
-    typer.echo(line, err=True)
+    logs.say(line)

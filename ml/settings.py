@@ -52,12 +52,20 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address that servers bind to")
     airflow_port: int = 8080
+    airflow_url: str = Field("", description="where the exporter asks Airflow how it is; default http://<host>:<airflow_port>")
     mlflow_port: int = 5000
     serving_port: int = 3000
+    logs: Literal["text", "json", "requests"] = Field(
+        "text",
+        description="json: commands log one JSON object a line, as service and stream always do; requests: and each request",
+    )
     traces: str = Field(
         "", description="where traces of requests go, OTLP over HTTP: http://127.0.0.1:4318/v1/traces; empty: none"
     )
     exporter_port: int = Field(9109, description="where `evergreen exporter` answers Prometheus")
+    statsd_port: int = Field(
+        0, description="UDP port where the exporter hears Airflow's own metrics, and where `make up` sends them; 0: none"
+    )
     serving_workers: int = Field(1, ge=1, description="processes of the prediction service; with two, one may die unfelt")
     revision: str = Field("", description="git revision of the code where there is no checkout, as in an image")
     stream_port: int = Field(3001, description="metrics of `evergreen stream`")
@@ -77,6 +85,7 @@ class Settings(BaseSettings):
         put("ledger", self.ledger or f"sqlite:///{self.var}/ledger.db")
         put("mlflow", self.mlflow or f"sqlite:///{self.var}/mlflow.db")
         served = self.mlflow if self.mlflow.startswith("http") else f"http://{self.host}:{self.mlflow_port}"
+        put("airflow_url", (self.airflow_url or f"http://{self.host}:{self.airflow_port}").rstrip("/"))
         put("mlflow_pages", (self.mlflow_pages or served).rstrip("/"))
         return self
 

@@ -1,4 +1,4 @@
-"""Places whose ledgers tell of a good month, or of one thing that is wrong: what `ops.alert_table` lets an exporter read.
+"""Places whose ledgers tell of a good month, or of one thing that is wrong: what `ops.alert_faults` lets an exporter read.
 
     python -m ops.alert_place well|stale|missed|harm|frozen|old
 

@@ -25,7 +25,7 @@ import psutil
 
 from ml.settings import ROOT
 from ops import environment
-from ops.alert_table import Exporter
+from ops.alert_faults import Exporter
 from ops.bench_features import say, show
 from ops.fault_scene import Scene, eventually, scene
 from ops.ports import free_port

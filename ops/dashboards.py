@@ -116,11 +116,57 @@ COST = [
           "s", "Mean of all."),
 ]  # fmt: skip
 
+STREAM = [
+    Panel("Behind", {"job:evergreen_stream_behind:seconds": "at the pace of answers"}, "s", "A ticket from 5 minutes on.", "number"),
+    Panel("Members", {'sum(up{job="stream"})': "that answer Prometheus"}, "short", "No more than partitions are of use.", "number"),
+    Panel("Reading is paused", {"evergreen_stream_paused": "{{instance}}"}, "bool_yes_no", "No model, or brokers slower than answers.", "number"),
+    Panel("Partitions", {"sum(evergreen_stream_partitions)": "owned"}, "short", "All of the topic, unless members change.", "number"),
+    Panel("Lag", {"sum by (partition) (evergreen_stream_lag)": "partition {{partition}}"}, "short", "Records that are not answered."),
+    Panel("Records", {"sum(rate(evergreen_stream_answered_total[5m]))": "answered",
+                      "sum(rate(evergreen_stream_dead_letters_total[5m]))": "dead letters",
+                      "sum(rate(evergreen_stream_repeated_total[5m]))": "found answered at a takeover"}, "reqps", "That need nothing more."),
+    Panel("Time in–out", {f"histogram_quantile({q}, sum by (le) (rate(evergreen_stream_seconds_bucket[5m])))": f"p{q * 100:.0f}" for q in (0.5, 0.99)},
+          "s", "From a record's timestamp to its answer's acknowledgement."),
+    Panel("Dead letters", {"sum by (reason) (increase(evergreen_stream_dead_letters_total[1h]))": "{{reason}}"}, "short", "Of an hour."),
+]  # fmt: skip
+
+
+def mean(timer: str, by: str, window: str = "1h") -> str:
+    return f"sum by ({by}) (rate(airflow_{timer}_seconds_sum[{window}])) / sum by ({by}) (rate(airflow_{timer}_seconds_count[{window}]))"
+
+
+AIRFLOW = [
+    Panel("DAGs", {"airflow_dagbag_size": "read"}, "short", "By the DAG processor.", "number"),
+    Panel("Import errors", {"airflow_dag_processing_import_errors": "files"}, "short", "DAG files that cannot be read.", "number"),
+    Panel("Runs", {"airflow_scheduler_dagruns_running": "running"}, "short", "DAG runs.", "number"),
+    Panel("Reading all files", {"airflow_dag_processing_total_parse_time": "took"}, "s", "The DAG processor's last round.", "number"),
+    Panel("Heartbeats a minute", {f"60 * rate(airflow_{part}_heartbeat_total[5m])": part.replace("_", " ") for part in ("scheduler", "dag_processor", "triggerer")},
+          "short", "None: it hangs, or is gone. Of several, all together."),
+    Panel("Scheduler's loop", {mean("scheduler_scheduler_loop_duration", "job", "5m"): "mean"}, "s", "What any task waits for between two others."),
+    Panel("Tasks", {f"sum(airflow_ti_{state}) or vector(0)": state for state in ("scheduled", "queued", "running", "deferred")}, "short", "By state."),
+    Panel("Pool slots", {f"airflow_pool_{state}_slots": f"{{{{pool}}}} {state}" for state in ("open", "queued", "running")}, "short",
+          "None open: tasks wait for others to end."),
+    Panel("Executor", {"airflow_executor_open_slots": "{{executor}} open", "airflow_executor_queued_tasks": "{{executor}} queued",
+                       "airflow_executor_running_tasks": "{{executor}} running"}, "short", "Of two schedulers, in turn."),
+    Panel("Tasks that failed", {'sum by (dag_id, task_id) (increase(airflow_ti_finish_total{state=~"failed|up_for_retry"}[1h]))': "{{dag_id}} {{task_id}}"},
+          "short", "Tries, of an hour."),
+    Panel("Tasks that were lost", {"sum(increase(airflow_task_instances_without_heartbeats_killed_total[1h])) or vector(0)": "their worker died",
+                                   "sum(increase(airflow_scheduler_tasks_killed_externally_total[1h])) or vector(0)": "killed from outside"}, "short", "Of an hour."),
+    Panel("Tasks that ended", {"sum by (state) (increase(airflow_ti_finish_total[1h]))": "{{state}}"}, "short", "Of an hour."),
+    Panel("Time to be queued", {mean("task_scheduled_duration", "dag_id"): "{{dag_id}}"}, "s", "Mean of an hour: from due to given to the executor."),
+    Panel("Time of DAG runs", {mean("dagrun_duration_success", "dag_id", "1d"): "{{dag_id}}"}, "s", "Mean of a day, of those that ended well."),
+    Panel("Time to read a file", {mean("dag_processing_last_duration", "file_name"): "{{file_name}}"}, "s", "Mean of an hour."),
+    Panel("Lines left out", {"sum by (reason) (increase(evergreen_statsd_dropped_total[1h]))": "{{reason}}"}, "short",
+          "Of an hour. untagged: Airflow's variables are not sent as tags; full: too many series."),
+]  # fmt: skip
+
 ALL = {
     "service": ("Evergreen: service", SERVICE),
     "quality": ("Evergreen: model quality and drift", QUALITY),
     "pipeline": ("Evergreen: pipeline", PIPELINE),
     "cost": ("Evergreen: cost", COST),
+    "stream": ("Evergreen: stream", STREAM),
+    "airflow": ("Evergreen: Airflow", AIRFLOW),
 }
 
 
@@ -132,7 +178,7 @@ def rendered(name: str) -> str:
         .uid(f"evergreen-{name}")
         .tags(["evergreen"])
         .refresh("1m")
-        .time("now-7d" if name != "service" else "now-3h", "now")
+        .time("now-7d" if name in ("quality", "pipeline", "cost") else "now-3h", "now")
         .timezone("utc")
         .readonly()
         .with_variable(dashboard.DatasourceVariable("source").type("prometheus").label("Prometheus"))
@@ -151,10 +197,10 @@ def _built(panel: Panel) -> stat.Panel | timeseries.Panel:
     return made
 
 
-def queries() -> Iterator[tuple[str, str, str]]:
-    """dashboard, panel, PromQL of every query."""
-    for name, (_, panels) in ALL.items():
-        for panel in panels:
+def queries(*names: str) -> Iterator[tuple[str, str, str]]:
+    """dashboard, panel, PromQL of every query of these dashboards."""
+    for name in names:
+        for panel in ALL[name][1]:
             for query in panel.queries:
                 yield name, panel.title, query
 

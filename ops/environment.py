@@ -23,7 +23,6 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DVC_NO_ANALYTICS": "true",
     "DO_NOT_TRACK": "true",
-    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "false",
     "MPLBACKEND": "Agg",
 }
 
@@ -90,6 +89,14 @@ def airflow(settings: Settings) -> dict[str, str]:
         "OPENLINEAGE__EXTRACTORS": "dags.lineage.StepExtractor",
         "OPENLINEAGE__EXECUTE_IN_THREAD": "true",  # a fork of a task that holds a model costs more than its event
     }
+    if settings.statsd_port:
+        config |= {
+            "METRICS__STATSD_ON": "true",
+            "METRICS__STATSD_HOST": settings.host,
+            "METRICS__STATSD_PORT": str(settings.statsd_port),
+            "METRICS__STATSD_INFLUXDB_ENABLED": "true",  # variables as tags
+            "METRICS__LEGACY_NAMES_ON": "false",  # and not in names
+        }
     defaults = {f"AIRFLOW__{name}": value for name, value in config.items()}
     paths = {
         "AIRFLOW_HOME": str(home),

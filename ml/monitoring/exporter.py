@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from ml import ledger, store
 from ml.config import Params, load_params
 from ml.ledger import Entry
-from ml.monitoring import drift, page
+from ml.monitoring import drift, page, statsd
 from ml.monitoring.policy import Phase, next_allowed
 from ml.monitoring.tally import Labels, Tally
 from ml.settings import settings
@@ -69,13 +69,25 @@ class Loop(Collector):
         return self._document[1]
 
 
-def serve(host: str, port: int) -> Callable[[], None]:
-    """Answers scrapes at ``/metrics`` from a thread of its own; returns what stops it."""
-    registry = CollectorRegistry()
+def serve(host: str, port: int, statsd_port: int = 0) -> Callable[[], None]:
+    """Answers scrapes at ``/metrics`` from a thread of its own; returns what stops it.
+
+    Args:
+        statsd_port: UDP port where Airflow's own metrics are heard; 0: none.
+
+    Raises:
+        ConfigError: `statsd_port` is taken.
+    """
+    registry, deaf = CollectorRegistry(), lambda: None
     registry.register(Loop())
+    if statsd_port:
+        heard = statsd.Heard()
+        registry.register(heard)
+        deaf = statsd.listen(heard, host, statsd_port)
     server, thread = start_http_server(port, host, registry)
 
     def stop() -> None:
+        deaf()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -216,8 +228,8 @@ def room() -> Iterator[Metric]:
 
 def airflow() -> Metric:
     """Whether Airflow's components are well, by its API server's own account; that one is down if it does not answer."""
-    where, well = settings(), {("api_server",): 0.0}
-    url = f"http://{where.host}:{where.airflow_port}/api/v2/monitor/health"
+    well = {("api_server",): 0.0}
+    url = f"{settings().airflow_url}/api/v2/monitor/health"
     try:
         with urllib.request.urlopen(url, timeout=AIRFLOW_SECONDS) as answer:
             told = json.load(answer)

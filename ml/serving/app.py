@@ -20,8 +20,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from starlette.routing import Route
 
+from ml import logs
 from ml.packaging.bundle import Bundle
-from ml.serving import logs
 from ml.serving.about import metadata as about_service
 from ml.serving.front import Front, Hot, body_of
 from ml.serving.openapi import document

@@ -17,13 +17,15 @@ from ml.serving.asked import Team
 from ml.serving.inference import HEADER_LENGTH
 from ml.serving.lane import Lane
 from ml.serving.schema import RequestError
-from ml.serving.service import NotReadyError, Service
+from ml.serving.service import NotReadyError, Service, new_id
+from ml.settings import settings
 
 MAX_BODY_BYTES = 8 << 20
 BODY_SECONDS = 10.0
 """A caller that sends its body more slowly than this is turned away."""
 OPEN = {"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"}
 """Probes: they need no token."""
+REQUEST_ID = "evergreen.request_id"
 JSON = (b"content-type", b"application/json")
 INFERRED = (b"content-type", b"application/octet-stream")
 
@@ -79,20 +81,31 @@ class Hot:
     PATHS = ("/predict", "/explain", "/models/{rest:path}", "/v2", "/v2/{rest:path}")
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        self._service, self._log_each = service, settings().logs == "requests"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        reply = await self._reply(scope, receive)
+        await _send(send, reply)
+        if self._log_each:
+            told = {
+                "request_id": _request_id(scope),
+                "status": reply.status,
+                "ms": round(1000 * (time.perf_counter() - started), 2),
+            }
+            logger.info("%s %s", scope["method"], scope["path"], extra=told)
+
+    async def _reply(self, scope: Scope, receive: Receive) -> Reply:
         path = scope["path"]
         try:
-            reply = await (self._v2 if path.startswith("/v2") else self._predict)(scope, receive)
+            return await (self._v2 if path.startswith("/v2") else self._predict)(scope, receive)
         except RequestError as error:
-            reply = _refused(path, error.status, error.detail)
+            return _refused(path, error.status, error.detail)
         except NotReadyError as error:
-            reply = _refused(path, 503, str(error))
+            return _refused(path, 503, str(error))
         except Exception:
-            logger.exception("%s %s", scope["method"], path)
-            reply = _refused(path, 500, "the service failed; its log says why")
-        await _send(send, reply)
+            logger.exception("%s %s", scope["method"], path, extra={"request_id": _request_id(scope)})
+            return _refused(path, 500, "the service failed; its log says why")
 
     async def _predict(self, scope: Scope, receive: Receive) -> Reply:
         name, explain = None, scope["path"] == "/explain"
@@ -111,6 +124,8 @@ class Hot:
                 request_id = value[:64].decode("latin-1")
             elif header == b"traceparent":
                 traceparent = value[:64].decode("latin-1")
+        if not request_id and self._log_each:  # the one that the answer and the prediction log get
+            request_id = scope[REQUEST_ID] = new_id()
         body = await body_of(receive)
         return Reply(pydantic_core.to_json(await self._service.predict(name, body, request_id, explain, traceparent)))
 
@@ -161,6 +176,12 @@ class Hot:
             self._service.telemetry.answered(status, time.perf_counter() - started)
         answer, head = inference.render(question, y_proba, team.name, lane.serving.version)
         return Reply(answer) if head is None else Reply(answer, 200, INFERRED, (HEADER_LENGTH, b"%d" % head))
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's, or the one that was made; empty when there is none."""
+    given = next((value[:64].decode("latin-1") for header, value in scope["headers"] if header == b"x-request-id"), "")
+    return given or str(scope.get(REQUEST_ID, ""))
 
 
 def _about(team: Team, lane: Lane) -> dict[str, Any]:

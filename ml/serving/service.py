@@ -42,6 +42,11 @@ MOST_WAITING = 10_000
 logger = logging.getLogger(__name__)
 
 
+def new_id() -> str:
+    """Of a request whose caller gave none."""
+    return f"{random.getrandbits(128):032x}"
+
+
 class NotReadyError(Exception):
     """No model is loaded; the message says why."""
 
@@ -226,7 +231,7 @@ class Service:
             raise RequestError(503, "too many requests wait already; ask again in a moment")
         budget = self._budget(len(prepared))
         done = self._loop.create_future()
-        deadline, request_id = self._loop.time() + budget, request_id or f"{random.getrandbits(128):032x}"
+        deadline, request_id = self._loop.time() + budget, request_id or new_id()
         asked = Asked(team, request_id, many, started, deadline, self._answered, done, traceparent)
         asked.rows = [Row(asked, each) for each in prepared]
         asked.left = len(asked.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from ml.serving import logs
+from ml import logs
 from ml.serving.service import Service
 from ml.streaming.member import Member
 

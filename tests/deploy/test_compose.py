@@ -17,6 +17,7 @@ from cryptography.fernet import Fernet
 
 from ml.cli import app
 from ml.settings import ROOT, Settings
+from ops import environment
 from tests.deploy import files
 
 SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|FERNET|JWT")
@@ -62,6 +63,9 @@ def test_airflow__knows_every_option_and_every_command(tmp_path: Path) -> None:
     known = json.loads(done.stdout.splitlines()[-1])
     given = {name for names in all_environments().values() for name in names if name.startswith("AIRFLOW__")}
     given |= {item["name"] for item in files.values()["env"] if item["name"].startswith("AIRFLOW__")}
+    given |= {
+        name for name in environment.airflow(Settings(var=tmp_path, statsd_port=1)) if name.startswith("AIRFLOW__")
+    }  # `make up`
     options = {tuple(name.lower().split("__")[1:]) for name in given}
     options |= {(section, option) for section, chosen in files.values()["config"].items() for option in chosen}
     assert len(options) > 20
@@ -163,6 +167,7 @@ def test_services__are_those_that_a_deployment_needs() -> None:
         "proxy",
         "kafka",
         "stream",
+        "exporter",
         "prometheus",
         "alertmanager",
         "grafana",
@@ -195,7 +200,7 @@ def test_mounted_files__exist() -> None:
 
 def test_hosts__named_in_addresses_are_services() -> None:
     texts = [str(value) for names in all_environments().values() for value in names.values()]
-    texts += re.findall(r"\S+:\d+", (files.DEPLOY / "grafana" / "datasources.yml").read_text())
+    texts += re.findall(r"\S+:\d+", (ROOT / "monitoring" / "grafana" / "datasources.yml").read_text())
     hosts = {m[1] for text in texts for m in re.finditer(r"(?:@|http://|(?<![\w/:.]))([a-z][a-z-]*):\d{4,5}\b", text)}
     assert {"postgres", "redis", "minio", "mlflow", "airflow-api", "serving", "kafka"} <= hosts
     assert hosts - {"localhost"} <= set(files.services())

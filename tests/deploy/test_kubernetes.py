@@ -15,7 +15,7 @@ from tests.deploy import files
 OLDEST, NEWEST = "1.32", kubernetes_validate.latest_version()
 """1.32 is the first in which `preStop.sleep` needs no feature gate's help."""
 CUSTOM = {"ServiceMonitor"}
-TARGETS = {"serving", "mlflow"}
+TARGETS = {"serving", "mlflow", "exporter"}
 SERVICE_MONITOR: dict[str, Any] = {
     "type": "object",
     "required": ["apiVersion", "kind", "metadata", "spec"],
@@ -29,6 +29,7 @@ SERVICE_MONITOR: dict[str, Any] = {
             "required": ["selector", "endpoints"],
             "additionalProperties": False,
             "properties": {
+                "jobLabel": {"type": "string"},
                 "selector": {"type": "object", "required": ["matchLabels"], "additionalProperties": False,
                              "properties": {"matchLabels": {"type": "object", "additionalProperties": {"type": "string"}}}},
                 "endpoints": {"type": "array", "minItems": 1, "items": {
@@ -83,14 +84,19 @@ def test_a_misspelt_key__does_not_pass() -> None:
         kubernetes_validate.validate(wrong, NEWEST, strict=True)
 
 
-def test_service_monitor__passes_ours_and_selects_the_service() -> None:
-    (monitor,) = of("ServiceMonitor").values()
-    jsonschema.validate(monitor, SERVICE_MONITOR)
-    chosen = monitor["spec"]["selector"]["matchLabels"].items()
+@pytest.mark.parametrize(("name", "job"), [("serving", "serving"), ("exporter", "loop")])
+def test_service_monitor__passes_ours_selects_the_service_and_names_the_job_as_the_rules_do(name: str, job: str) -> None:
+    monitors = of("ServiceMonitor")
+    assert len(monitors) == 2
+    spec = monitors[name]["spec"]
+    jsonschema.validate(monitors[name], SERVICE_MONITOR)
+    chosen = spec["selector"]["matchLabels"].items()
     (service,) = [s for s in of("Service").values() if chosen <= s["metadata"]["labels"].items()]
-    (endpoint,) = monitor["spec"]["endpoints"]
+    (endpoint,) = spec["endpoints"]
     assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
-    assert endpoint["authorization"]["credentials"]["key"] == "EVERGREEN_TOKEN"
+    assert service["metadata"]["labels"].get(spec.get("jobLabel", ""), service["metadata"]["name"]) == job
+    asks = endpoint.get("authorization", {}).get("credentials", {}).get("key")
+    assert asks == ("EVERGREEN_TOKEN" if name == "serving" else None)
 
 
 def test_kustomization__names_files_that_exist_and_all_of_them() -> None:
@@ -127,8 +133,15 @@ def test_ports__are_named_and_the_service_listens_there() -> None:
         names = {port["name"]: port["containerPort"] for port in container["ports"]}
         probes = [container[probe]["httpGet"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")]
         assert all(probe["port"] in names for probe in probes)
-        assert [port["targetPort"] for port in of("Service")[name]["spec"]["ports"]] == list(names)
+        served = {port["targetPort"]: port.get("protocol", "TCP") for port in of("Service")[name]["spec"]["ports"]}
+        assert served == {port["name"]: port.get("protocol", "TCP") for port in container["ports"]}
     assert containers()["serving"]["ports"][0]["containerPort"] == Settings.model_fields["serving_port"].default
+    exporter = {item["name"]: item.get("value") for item in containers()["exporter"]["env"]}
+    listens = {port["name"]: port["containerPort"] for port in containers()["exporter"]["ports"]}
+    assert listens == {
+        "http": Settings.model_fields["exporter_port"].default,
+        "statsd": int(exporter["EVERGREEN_STATSD_PORT"]),
+    }
     assert containers()["serving"]["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
@@ -165,10 +178,14 @@ def test_variables__exist_and_come_from_keys_that_exist() -> None:
 
 def test_state__is_one_claim_for_all() -> None:
     (claim,) = of("PersistentVolumeClaim")
-    volumes = [*of("Deployment")["serving"]["spec"]["template"]["spec"]["volumes"], *files.values()["volumes"]]
+    pods = [of("Deployment")[name]["spec"]["template"]["spec"] for name in ("serving", "exporter")]
+    volumes = [*(volume for pod in pods for volume in pod["volumes"]), *files.values()["volumes"]]
     assert {v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v} == {claim}
-    mounts = [*containers()["serving"]["volumeMounts"], *files.values()["volumeMounts"]]
-    assert [m["mountPath"] for m in mounts if m["name"] == "state"] == ["/state", "/state"]
+    mounts = [
+        *(m for name in ("serving", "exporter") for m in containers()[name]["volumeMounts"]),
+        *files.values()["volumeMounts"],
+    ]
+    assert [m["mountPath"] for m in mounts if m["name"] == "state"] == ["/state"] * 3
 
 
 def test_airflow__has_our_version_executor_and_no_chart_database() -> None:

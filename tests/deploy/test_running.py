@@ -136,10 +136,27 @@ def test_replica__has_nothing_but_variables_and_the_image_s_packages(
         assert "evergreen_" in httpx.get(f"{url}/metrics", headers=TOKEN, timeout=60).text
         replica.send_signal(signal.SIGTERM)
         assert replica.wait(60) in (0, -signal.SIGTERM)
+    _exporter_reads(deployed("127.0.0.1", port), state)
     logged = list((state / "var" / "predictions" / "online").glob("*.parquet"))
     assert len(logged) == 1
     if os.getuid() == 0:
         assert logged[0].stat().st_uid == 10001
+
+
+def _exporter_reads(places: dict[str, str], state: Path) -> None:
+    """The exporter's command, with what the compose file sets but for places and ports, reads ledger and store."""
+    port, url = free_port(), "http://127.0.0.1:1"
+    changes = {"EVERGREEN_EXPORTER_PORT": str(port), "EVERGREEN_STATSD_PORT": str(free_port()), "EVERGREEN_AIRFLOW_URL": url}
+    own = {name: value for name, value in container("exporter").items() if name not in places}
+    assert changes.keys() - own.keys() == {"EVERGREEN_EXPORTER_PORT"}
+    with process(files.services()["exporter"]["command"], own | places | changes | {"PYTHONPATH": str(ROOT)}, state):
+        metrics = f"http://127.0.0.1:{port}/metrics"
+        eventually(lambda: _body(metrics), PATIENCE)
+        shown = _body(metrics)
+        assert 'evergreen_model_share{role="champion",version="1"} 1.0' in shown
+        assert 'evergreen_airflow_healthy{component="api_server"} 0.0' in shown
+        assert "evergreen_statsd_lines_total 0.0" in shown
+        assert _healthy(metrics.replace("metrics", "favicon.ico")) == 0
 
 
 def test_replicas_behind_the_proxy__one_is_killed_and_comes_back__each_request_is_answered(

@@ -49,7 +49,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     for section, values in SMALL.items():
         params[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    ports = {"airflow_port": free_port(), "mlflow_port": free_port(), "serving_port": free_port()}
+    names = ("airflow_port", "mlflow_port", "serving_port", "exporter_port", "statsd_port")
+    ports = {name: free_port() for name in names}
     paths: dict[str, Path] = {"var": folder / "var", "data": folder / "data", "params": folder / "params.yaml"}
     given = {f"EVERGREEN_{name.upper()}": str(value) for name, value in {**ports, **paths}.items()}
     return Place(Settings(**ports, **paths), {**os.environ, **given})

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import yaml
 
+from ops import alert_watch, dashboards
 from ops.airflow_api import Airflow, RunFailedError
+from ops.fault_scene import eventually
 from tests import lineage_events
 from tests.e2e.conftest import Place
 
@@ -32,6 +38,15 @@ tags = tracking.tags("flight_delay", "1")
 print(json.dumps([noted, tracking.run_id("flight_delay", "1")]))
 """
 """The data version of version 1 as the ledger noted it, and its MLflow run."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exporter(place: Place) -> Iterator[int]:
+    """`evergreen exporter`, which hears Airflow from the beginning; its port."""
+    command = [sys.executable, "-c", "from ml.cli import main; main()", "exporter"]
+    with alert_watch.process(command, place.settings.var.with_suffix(".exporter.log"), **place.env):
+        eventually(lambda: alert_watch.ready(place.settings.exporter_port, "/metrics"), "the exporter answers")
+        yield place.settings.exporter_port
 
 
 def test_up__with_a_port_in_use_starts_nothing_and_says_what_to_change(place: Place) -> None:
@@ -226,6 +241,24 @@ def test_lineage__every_run_tells_what_it_read_and_made(airflow: Airflow, place:
     for dag in ("ingest", "train", "release"):
         told = lineage_events.of(events, dag, "START")
         assert {event["run"]["facets"]["airflowDagRun"]["dagRun"]["run_id"] for event in told} == airflow.run_ids(dag)
+
+
+def test_metrics__airflow_tells_the_exporter_how_it_is__and_each_panel_has_an_answer(
+    airflow: Airflow, exporter: int, tmp_path: Path
+) -> None:
+    shown = httpx.get(f"http://127.0.0.1:{exporter}/metrics", timeout=20).text
+    for part in ("api_server", "metadatabase", "scheduler", "dag_processor", "triggerer"):
+        assert f'evergreen_airflow_healthy{{component="{part}"}} 1.0' in shown
+    assert 'airflow_ti_finish_total{dag_id="ingest",state="success",task_id="land"}' in shown
+    assert 'airflow_ti_finish_total{dag_id="train",state="failed",task_id="plan"}' in shown
+    assert not re.findall(r"^airflow_.*(?:manual__|backfill__).*$", shown, re.MULTILINE), "a run id is a label"
+    longest = max(float(total) for total in re.findall(r"airflow_dag_processing_last_duration_seconds_sum\{.*\} (\S+)", shown))
+    assert 0.01 < longest < 600, "seconds, that Airflow sends as seconds"
+    if not all(shutil.which(name) for name in ("prometheus", "prometheus-alertmanager")):
+        pytest.skip("not installed: `sh ops/install_debian.sh prometheus prometheus-alertmanager`")
+    with alert_watch.watchers(tmp_path, {"loop": exporter}) as listener:
+        asked = {query for _, _, query in dashboards.queries("airflow")}
+        assert not alert_watch.unanswered(listener.prometheus, asked)
 
 
 def test_up__again_changes_nothing_and_down_leaves_no_process(airflow: Airflow, place: Place) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -55,14 +55,16 @@ def serve(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
 
 
 @contextlib.contextmanager
-def serve_process(**settings: str) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-    """``evergreen serve`` as a process of its own, once it is ready, and a client of it."""
+def serve_process(
+    said: int | IO[bytes] = subprocess.DEVNULL, **settings: str
+) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """``evergreen serve`` as a process of its own, once it is ready, and a client of it; `said`: where its log goes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-c", "from ml.cli import main; main()", "serve"]
     where = {"EVERGREEN_HOST": "127.0.0.1", "EVERGREEN_SERVING_PORT": str(port), "PYTHONPATH": str(ROOT)} | settings
-    process = subprocess.Popen(command, env=os.environ | where, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=os.environ | where, stdout=subprocess.DEVNULL, stderr=said)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
             eventually(lambda: _ready(client), seconds=30)

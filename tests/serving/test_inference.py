@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
+from ml.logs import JsonFormatter
 from ml.packaging.bundle import Bundle
 from ml.serving import service
 from ml.serving.log import folder
-from ml.serving.logs import JsonFormatter
 from ml.settings import ROOT
 from tests.conftest import forget
 from tests.sample_bundle import REQUEST, sample_bundle, stored
