@@ -64,14 +64,14 @@ class Killer(threading.Thread):
         self.place, self.kinds, self.airflow, self.over = place, kinds, airflow, over
         self.chance = random.Random(seed)  # noqa: S311 - a reproducible choice
         self.made: list[Kill] = []
-        self.problem: EvergreenError | None = None
+        self.problem: Exception | None = None
 
     def run(self) -> None:
         try:
             for kind in self.kinds:
                 self.made.append(self._kill(kind))
                 _say(f"    {kind}: well again after {self.made[-1].seconds:.0f} s")
-        except EvergreenError as error:
+        except Exception as error:  # raised again where the loop runs: a day without its kills proves nothing
             self.problem = error
 
     def _kill(self, kind: str) -> Kill:
@@ -98,7 +98,7 @@ class Killer(threading.Thread):
         while time.monotonic() < deadline and not self.over.is_set():
             for identity in self._running(task):
                 for worker in WORKERS:
-                    if any(identity in " ".join(process.cmdline()) for process in _alive(self.place, worker)):
+                    if any(identity in _words(process) for process in members(self.place, worker)):
                         time.sleep(self.chance.uniform(0, 1.5))
                         return task, worker
             time.sleep(0.2)
@@ -233,8 +233,11 @@ def _pids(place: Place) -> dict[str, int]:
     return {path.stem: json.loads(path.read_text())["pid"] for path in (place.folder / "run").glob("[!.]*.json")}
 
 
-def _alive(place: Place, worker: str) -> list[psutil.Process]:
-    return [process for process in members(place, worker) if process.is_running()]
+def _words(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 def _say(line: str) -> None:
