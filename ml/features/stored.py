@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
-from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -20,11 +19,6 @@ from ml.features import days, inputs, offline
 from ml.features.definitions import code_digest, load_module
 from ml.refs import FeatureSetRef, SnapshotRef, Window
 from ml.settings import settings
-
-BATCH = 20_000
-"""Rows that `batches` gives at once."""
-READ_AHEAD = 1 << 20
-"""Bytes of a column that it reads at once."""
 
 
 def build(root: Path, snapshot: SnapshotRef, window: Window, as_of: datetime) -> FeatureSetRef:
@@ -67,28 +61,3 @@ def read(features: FeatureSetRef) -> pd.DataFrame:
     """The rows of a feature set: identity columns, ``tick``, one column per feature."""
     table: pd.DataFrame = pq.read_table(io.BytesIO(store.get(features.digest))).to_pandas()
     return table
-
-
-def batches(
-    digest: str, columns: Sequence[str] | None = None, first: int = 0, last: int | None = None
-) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Rows `first` to `last` (not included; None: all) of a feature set, some thousands at a time, with the number of each first one.
-
-    No more of the table is held than a batch needs; the object's digest is not checked (`ml.store.verify`).
-    """
-    with store.opened(digest) as file:
-        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_AHEAD)
-        groups, begin, at = [], 0, 0
-        for group in range(parquet.metadata.num_row_groups):
-            end = begin + parquet.metadata.row_group(group).num_rows
-            if end > first and (last is None or begin < last):
-                at = at if groups else begin
-                groups.append(group)
-            begin = end
-        for batch in parquet.iter_batches(BATCH, row_groups=groups, columns=columns, use_threads=False):
-            if last is not None and at >= last:
-                return
-            start, stop = max(first - at, 0), len(batch) if last is None else min(last - at, len(batch))
-            if start < stop:
-                yield at + start, batch.slice(start, stop - start).to_pandas()
-            at += len(batch)

@@ -207,7 +207,9 @@ def _made(version: str, tags: Mapping[str, str], tree: Path, scratch: Path) -> d
     outcome = scratch / "outcome.json"
     workers = {"EVERGREEN_TRAIN_WORKERS": tags.get("workers", "1")}
     command = [sys.executable, "-P", str(CHILD), str(scratch / "order.json"), str(outcome)]
-    done = subprocess.run(command, cwd=tree, env=_environment(tree, scratch) | workers, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tree, env=_environment(tree, scratch) | workers, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0 or not outcome.exists():
         last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-LAST_LINES:])
         raise EvergreenError(

@@ -151,7 +151,9 @@ def check_labels(y_true: np.ndarray, params: Params) -> None:
 def vary(lowest: float, highest: float, rows: int, window: Window) -> None:
     """Raises NotEnoughDataError when all labels are the same."""
     if lowest == highest:
-        raise NotEnoughDataError(f"all {rows:,} labels of {window} are {lowest:g}", "check problem.label, or widen train.window_days")
+        raise NotEnoughDataError(
+            f"all {rows:,} labels of {window} are {lowest:g}", "check problem.label, or widen train.window_days"
+        )
 
 
 def enough(found: int, wanted: int, where: str) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ml import store
 from ml.features import stored
+from ml.features.batches import batches
 from ml.refs import FeatureSetRef, Window
 from ml.training.fit import labelled
 
@@ -21,13 +22,13 @@ def rows_of(features: FeatureSetRef, window: Window) -> pd.DataFrame:
 def rows_for(features: FeatureSetRef, folds: Sequence[tuple[Window, Window]], newest: int) -> pd.DataFrame:
     """Of each fold the newest rows of the fit window, so many as `folds.build` takes, and those of its validation window."""
     skipped = {fit: -newest for fit, _ in folds}
-    for _, table in stored.batches(features.digest, ["event_time", "label"]):
+    for _, table in batches(features.digest, ["event_time", "label"]):
         for fit in skipped:
             skipped[fit] += len(labelled(table, fit))
 
     def wanted(table: pd.DataFrame) -> np.ndarray:
         found = []
-        for fit, validation in folds:
+        for _, validation in folds:
             found += [labelled(table, validation).index]
         for fit in skipped:
             inside = labelled(table, fit).index
@@ -41,7 +42,7 @@ def rows_for(features: FeatureSetRef, folds: Sequence[tuple[Window, Window]], ne
 def _kept(features: FeatureSetRef, wanted: Callable[[pd.DataFrame], pd.Index | np.ndarray]) -> pd.DataFrame:
     store.verify(features.digest)
     parts, nothing = [], None
-    for at, table in stored.batches(features.digest):
+    for at, table in batches(features.digest):
         kept = table.loc[wanted(table)]
         nothing = kept if nothing is None else nothing
         if len(kept):

@@ -22,7 +22,7 @@ import pytest
 from ml import engines, store
 from ml.config import Params
 from ml.errors import ConfigError, EvergreenError, IntegrityError, NotEnoughDataError, NotFoundError
-from ml.features import stored
+from ml.features import batches, stored
 from ml.refs import FeatureSetRef, Recipe, Window
 from ml.training import folds
 from ml.training.encoding import encode, fit_encoding
@@ -69,7 +69,7 @@ every_engine = pytest.mark.parametrize("engine", [pytest.param(name, marks=needs
 @pytest.fixture
 def workers(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("EVERGREEN_TRAIN_WORKERS", "3")
-    monkeypatch.setattr(stored, "BATCH", 500)
+    monkeypatch.setattr(batches, "BATCH", 500)
     forget()
     yield
     forget()
@@ -152,7 +152,7 @@ def test_rows__of_a_window_and_for_the_folds__are_those_of_the_whole_table(worke
     pd.testing.assert_frame_equal(rows_of(features, WINDOW), labelled(table, WINDOW))
     nothing = Window(start=date(2014, 1, 1), end=date(2014, 1, 2))
     pd.testing.assert_frame_equal(rows_of(features, nothing), labelled(table, nothing))
-    day = lambda first, last: Window(start=date(2013, 1, first), end=date(2013, 1, last))  # noqa: E731
+    day = lambda first, last: Window(start=date(2013, 1, first), end=date(2013, 1, last))
     cut, params = [(day(1, 12), day(13, 16)), (day(1, 16), day(17, 20))], small_params()
     params = params.model_copy(update={"tune": params.tune.model_copy(update={"rows": 900})})
     kept = rows_for(features, cut, 900)

@@ -23,7 +23,7 @@ from ml.training.spread.survey import shared_out, survey
 
 @dataclass(frozen=True)
 class Made:
-    """A fit. `rows`: what it learned from, or a sample of so many as one process may hold; `cpu_seconds`: of workers elsewhere."""
+    """A fit. `rows`: those it learned from, or a sample of so many as one process may hold; `cpu_seconds`: of other processes."""
 
     fitted: Fitted
     rows: pd.DataFrame

@@ -14,7 +14,7 @@ from xgboost import collective
 from xgboost.tracker import RabitTracker
 
 from ml import store
-from ml.features import stored
+from ml.features.batches import batches
 from ml.refs import Ref, Window
 from ml.training.encoding import Encoding, encode
 from ml.training.fit import labelled
@@ -98,7 +98,7 @@ def share(job: Job, rank: int) -> tuple[np.ndarray, np.ndarray]:
     mine, encoding = job.shares[rank], Encoding.model_validate_json(store.get(job.encoding))
     wanted = [*encoding.numeric, *encoding.text, "event_time", "label"]
     X, y_true, at = np.empty((mine.rows, len(encoding.columns)), np.float32), np.empty(mine.rows), 0
-    for _, table in stored.batches(job.features, wanted, mine.first, mine.last):
+    for _, table in batches(job.features, wanted, mine.first, mine.last):
         rows = labelled(table, job.window)
         X[at : at + len(rows)], y_true[at : at + len(rows)] = encode(encoding, rows), rows["label"]
         at += len(rows)

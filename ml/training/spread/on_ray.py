@@ -44,9 +44,11 @@ def carry(job: Job, address: str) -> list[str]:
                     f"the Ray cluster has no room for {workers} workers at once", "lower EVERGREEN_TRAIN_WORKERS, or add nodes"
                 ) from None
             # a worker that failed must not be started again alone, and its process must end: the others wait for it
-            task = ray.remote(_work).options(num_cpus=1, max_retries=0, max_calls=1)
+            task = ray.remote(num_cpus=1, max_retries=0, max_calls=1)(_work)
             pending = [
-                task.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, i)).remote(job.model_dump_json(), i, board)
+                task.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, i)).remote(
+                    job.model_dump_json(), i, board
+                )
                 for i in range(workers)
             ]
             return _gathered(pending)

@@ -1,4 +1,4 @@
-"""What must be known of all rows of a window before they are shared out; read in a stream, so that memory does not grow with them."""
+"""What must be known of all rows of a window before they are shared out, read in a stream: memory does not grow with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ml.config import Params
-from ml.features import stored
+from ml.features.batches import batches
 from ml.features.definitions import Feature
 from ml.refs import Window
 from ml.training.baseline import climatology_of, keys_of
@@ -43,7 +43,7 @@ def survey(digest: str, window: Window, features: Sequence[Feature], params: Par
     sums: dict[str, pd.DataFrame] = {}
     seen: list[tuple[int, pd.Timestamp, pd.Timestamp, float, float]] = []
     totals = np.zeros(classes or 1)
-    for _, table in stored.batches(digest, list(dict.fromkeys([*texts, *by, "event_time", "label"]))):
+    for _, table in batches(digest, list(dict.fromkeys([*texts, *by, "event_time", "label"]))):
         if not len(rows := labelled(table, window)):
             continue
         y_true, times = rows["label"].to_numpy(), rows["event_time"]
@@ -70,7 +70,7 @@ def survey(digest: str, window: Window, features: Sequence[Feature], params: Par
 
 
 def shared_out(digest: str, window: Window, rows: int, workers: int) -> tuple[list[Share], pd.DataFrame]:
-    """Cuts the window's labelled rows, `rows` of them, into shares that differ by one row at most; and a sample of them, in order.
+    """Cuts the window's labelled rows, `rows` of them, into shares that differ by one row at most; and a sample, in order.
 
     Where they are not more than `SAMPLE`, the sample is all of them.
     """
@@ -78,7 +78,7 @@ def shared_out(digest: str, window: Window, rows: int, workers: int) -> tuple[li
     stride, seen, last = -(-rows // SAMPLE), 0, 0
     kept: list[pd.DataFrame] = []
     starts: list[int] = []
-    for at, table in stored.batches(digest):
+    for at, table in batches(digest):
         found = labelled(table, window)
         places = at + found.index.to_numpy()
         starts += [int(places[cut - seen]) for cut in cuts if seen <= cut < seen + len(found)]
