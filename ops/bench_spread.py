@@ -1,7 +1,7 @@
 """Training by one process and by several workers, on the real year repeated: memory of each process, time, log-loss afterwards.
 
-Each number of workers has a process of its own, which fits the same recipe on January to November, ``--copies`` times, and answers
-December. Memory is the most that a process held (VmHWM), what it imports included.
+Each number of workers has a process of its own, which fits the same recipe on January to November, ``--copies`` times, and
+answers December. Memory is the most that a process held (VmHWM), what it imports included.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from pathlib import Path
 
@@ -19,11 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ml import engines, store
-from ml.config import Params
+from ml import engines, steps, store
+from ml.config import Params, load_params
 from ml.errors import ConfigError, EvergreenError, IntegrityError, NotEnoughDataError, NotFoundError
 from ml.features import batches, stored
-from ml.refs import FeatureSetRef, Recipe, Window
+from ml.features.definitions import Feature, load_module
+from ml.packaging import lineage
+from ml.packaging.artifacts import Artifacts
+from ml.refs import Decision, FeatureSetRef, Recipe, ShippedRef, SnapshotRef, TrainPlan, Window
+from ml.settings import ROOT
 from ml.training import folds
 from ml.training.encoding import encode, fit_encoding
 from ml.training.fit import fit_model, labelled
@@ -32,6 +36,7 @@ from ml.training.rows import rows_for, rows_of
 from ml.training.spread import fit as spread_fit
 from ml.training.spread import on_local, run, survey
 from ml.training.spread.job import Job, Outcome, share
+from ml.training.tuning import Winner
 from tests.conftest import forget
 from tests.sample_models import FEATURES, made_up, small_params
 
@@ -40,12 +45,13 @@ RECIPE = Recipe(family="xgboost", params={"max_depth": 4, "learning_rate": 0.2, 
 ROUNDS = 15
 
 
-def put(rows: int = 6000, groups: int = 700) -> tuple[FeatureSetRef, pd.DataFrame]:
+def put(rows: int = 6000, groups: int = 700, declared: Sequence[Feature] = FEATURES) -> tuple[FeatureSetRef, pd.DataFrame]:
     """A feature set in the store, in several row groups, with labels that are not known; and its rows."""
-    table = made_up(FEATURES, rows)
-    table["x"] = table["x"].round(1)  # fewer values than bins: then bins do not depend on who has which rows
+    table = made_up(declared, rows).round(1)  # fewer values than bins: then bins do not depend on who has which rows
     table.loc[::7, "label"] = np.nan
-    table.loc[::11, "place"] = None
+    for feature in declared:
+        if feature.kind == "text":
+            table.loc[::11, feature.name] = None
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pandas(table, preserve_index=False), buffer, row_group_size=groups)
     digest = store.put(buffer.getvalue())
@@ -188,11 +194,37 @@ def test_fit__three_workers__one_model__nearly_that_of_one_process(
     assert len(made.fitted.members) == len(seen[0].boosters) == 2
     assert made.workers == 3
     one = fit_model(table, WINDOW, FEATURES, params, RECIPE, ROUNDS)
-    print("largest difference:", np.abs(made.fitted.predict(rows) - one.predict(rows)).max())
     assert np.abs(made.fitted.predict(rows) - one.predict(rows)).max() < 1e-5  # sums in another order
     np.testing.assert_array_equal(made.fitted.linear.weights, one.linear.weights)
     again = XGBoost.load(store.get(seen[0].boosters[0]), "binary")
     assert again.dump() == made.fitted.members[0].dump()
+    if engine != "local":  # the engine does not matter
+        job = job_of(features, params)
+        assert [outcome.boosters for outcome in run(job, "local")] == [outcome.boosters for outcome in seen]
+
+
+@pytest.mark.e2e
+def test_fit_step__by_two_workers__noted_with_the_model(workers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(shipped.replace("min_rows: 5000 ", "min_rows: 50 "))
+    monkeypatch.setenv("EVERGREEN_PARAMS", str(tmp_path / "params.yaml"))
+    monkeypatch.setenv("EVERGREEN_TRAIN_WORKERS", "2")
+    forget()
+    features, table = put(declared=load_module(load_params()).features)
+    holdout = Window(start=date(2013, 1, 26), end=date(2013, 1, 30))
+    winner = Winner(recipe=RECIPE, rounds=5, loss=None, trial=0, trials=0, reason="", convergence=[])
+    ref = steps._fitted(WINDOW, features, winner, holdout)
+    assert ref.workers == 2
+    parts = Artifacts.load(ref.artifacts)
+    assert parts.fitted.learned.rows == len(labelled(table, WINDOW))
+    assert parts.parity(labelled(table, holdout), load_params()).passed
+    decision = Decision(kind="refit", verdict="judged", reason="", checks=[])
+    plan = TrainPlan.model_construct(**dict.fromkeys(TrainPlan.model_fields, None) | {
+        "snapshot": SnapshotRef.model_construct(digest=""), "as_of": datetime(2013, 2, 1)})  # fmt: skip
+    tags = lineage.of(plan, features, ShippedRef(model=ref, twin=ref.artifacts, decision=decision))
+    assert tags["workers"] == "2"
+    alone = ref.model_copy(update={"workers": 1})
+    assert "workers" not in lineage.of(plan, features, ShippedRef(model=alone, twin="", decision=decision))
 
 
 def test_fit__one_worker__is_the_same_bytes_as_ever(workspace: Path) -> None:
@@ -269,7 +301,7 @@ def _peers(process: psutil.Process) -> int:
 @pytest.mark.e2e
 @every_engine
 def test_run__a_worker_fails__its_own_words(engine: str, workers: None) -> None:
-    job = job_of(put()[0], small_params(), workers=2)
+    job = job_of(put()[0], small_params(), workers=1 if engine == "local" else 2)
     with pytest.raises(EvergreenError, match=r"(?s)the others were stopped: .*no object 000"):
         run(job.model_copy(update={"encoding": "0" * 64}), engine)
 
