@@ -21,7 +21,7 @@ from typing import Any
 from ops.bench_batch import repeat
 from ops.bench_features import landed, landed_days, say, show
 
-YEAR, CUT = (date(2013, 1, 1), date(2013, 12, 31)), date(2013, 12, 1)
+FIRST, CUT, END = date(2013, 1, 1), date(2013, 12, 1), date(2014, 1, 1)
 
 
 def make(copies: int, folder: Path) -> dict[str, str]:
@@ -33,8 +33,9 @@ def make(copies: int, folder: Path) -> dict[str, str]:
     from ml.features import stored
     from ml.refs import Window
 
-    root, version = landed(YEAR[1])
-    features = stored.build(root, version, Window(start=YEAR[0], end=YEAR[1]), datetime.combine(YEAR[1], datetime.min.time()))
+    root, version = landed(END)
+    as_of = datetime.combine(END, datetime.min.time()) + timedelta(days=3)
+    features = stored.build(root, version, Window(start=FIRST, end=END), as_of)
     table = pq.read_table(io.BytesIO(store.get(features.digest)))
     early = table.filter(pc.field("event_time") < datetime.combine(CUT, datetime.min.time()))
     repeat(early, copies * len(early), folder / "rows.parquet")
@@ -56,11 +57,11 @@ def turn(workers: int, rounds: int, given: dict[str, str]) -> dict[str, Any]:
     params, seen, run = load_params(), list[Outcome](), spread.run
     spread.run = lambda *job: seen.extend(run(*job)) or seen  # type: ignore[func-returns-value, assignment]
     recipe = Recipe(family="xgboost", params={name: d.default for name, d in params.tune.space.items()})
-    began, window = time.monotonic(), Window(start=YEAR[0], end=CUT)
+    began, window = time.monotonic(), Window(start=FIRST, end=CUT)
     features = FeatureSetRef.model_validate_json(given["learned"])
     made = spread.fit(features, window, load_module(params).learned, params, recipe, rounds)
     seconds, peak = time.monotonic() - began, peak_mb()
-    X = rows_of(FeatureSetRef.model_validate_json(given["asked"]), Window(start=CUT, end=YEAR[1]))
+    X = rows_of(FeatureSetRef.model_validate_json(given["asked"]), Window(start=CUT, end=END))
     loss = float(metrics.losses(params.problem.task, X["label"].to_numpy(), made.fitted.predict(X)).mean())
     return {"rows": made.fitted.learned.rows, "seconds": seconds, "peak": peak, "peaks": [each.peak_mb for each in seen],
             "trees": [each.seconds for each in seen], "loss": loss, "december": len(X)}  # fmt: skip
@@ -76,7 +77,7 @@ def main() -> None:
     if given.turn:
         print(json.dumps(turn(given.turn, given.rounds, json.loads(sys.stdin.read()))))
         return
-    with landed_days(YEAR[0], YEAR[1] + timedelta(days=1)), tempfile.TemporaryDirectory(prefix="evergreen-bench-") as folder:
+    with landed_days(FIRST, END), tempfile.TemporaryDirectory(prefix="evergreen-bench-") as folder:
         sets, rows = json.dumps(make(given.copies, Path(folder))), []
         for workers in (int(each) for each in given.workers.split(",")):
             command = [sys.executable, "-m", "ops.bench_spread", "--turn", str(workers), "--rounds", str(given.rounds)]

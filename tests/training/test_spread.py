@@ -259,7 +259,7 @@ def test_run__a_worker_is_killed__the_others_end_and_run_again_it_is_whole(engin
 
     thread = threading.Thread(target=train)
     thread.start()
-    members = _joined(engine, thread)
+    members = _joined(engine, thread, failures)
     members[1].kill()
     thread.join(timeout=300)
     assert not thread.is_alive(), "the step hangs"
@@ -274,7 +274,7 @@ def test_run__a_worker_is_killed__the_others_end_and_run_again_it_is_whole(engin
     assert len(run(job_of(features, params, workers=2), engine)) == 2
 
 
-def _joined(engine: str, thread: threading.Thread) -> list[psutil.Process]:
+def _joined(engine: str, thread: threading.Thread, failures: list[Exception]) -> list[psutil.Process]:
     """The three workers' processes, once each is connected to the two others; by rank for engine local."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and thread.is_alive():
@@ -290,7 +290,7 @@ def _joined(engine: str, thread: threading.Thread) -> list[psutil.Process]:
         if len(found) == 3:
             return [process for _, process in sorted(found, key=lambda each: each[0])]
         time.sleep(0.1)
-    raise AssertionError("the workers never met")
+    raise AssertionError(f"the workers never met: {failures}")
 
 
 def _peers(process: psutil.Process) -> int:

@@ -58,11 +58,14 @@ def carry(job: Job, address: str) -> list[str]:
 
 
 def _gathered(pending: list[ray.ObjectRef]) -> list[str]:
-    """What all say; the first failure ends it. Who died is named before those that only miss it."""
+    """What all say; the first failure ends it."""
     said, left = [], pending
     while left:
         (done,), left = ray.wait(left, num_returns=1)
-        said.append(ray.get(done))
+        try:
+            said.append(ray.get(done))
+        except ray.exceptions.RayTaskError as error:  # it passes for what the worker raised, in other words
+            raise RuntimeError(str(error)) from None
     return said
 
 
