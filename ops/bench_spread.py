@@ -55,7 +55,7 @@ def turn(workers: int, rounds: int, given: dict[str, str]) -> dict[str, Any]:
     from ml.training.spread.job import Outcome, peak_mb
 
     params, seen, run = load_params(), list[Outcome](), spread.run
-    spread.run = lambda *job: seen.extend(run(*job)) or seen  # type: ignore[func-returns-value, assignment]
+    spread.run = lambda *job: seen.extend(run(*job)) or seen  # type: ignore[func-returns-value]
     recipe = Recipe(family="xgboost", params={name: d.default for name, d in params.tune.space.items()})
     began, window = time.monotonic(), Window(start=FIRST, end=CUT)
     features = FeatureSetRef.model_validate_json(given["learned"])

@@ -24,7 +24,8 @@ def batches(
     """
     with store.opened(digest) as file:
         parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=READ_AHEAD)
-        groups, begin, at = [], 0, 0
+        groups: list[int] = []
+        begin = at = 0
         for group in range(parquet.metadata.num_row_groups):
             end = begin + parquet.metadata.row_group(group).num_rows
             if end > first and (last is None or begin < last):

@@ -74,8 +74,9 @@ def sums_by(keys: np.ndarray, targets: Sequence[np.ndarray]) -> pd.DataFrame:
 
     Such sums of parts of a table can be added up.
     """
-    columns = {k: np.asarray(target, float) for k, target in enumerate(targets)}
-    return pd.DataFrame({**columns, "rows": np.ones(len(keys))}).groupby(keys).sum()
+    columns: dict[int | str, np.ndarray] = {k: np.asarray(target, float) for k, target in enumerate(targets)}
+    columns["rows"] = np.ones(len(keys))
+    return pd.DataFrame(columns).groupby(keys).sum()
 
 
 def encoding_of(features: Sequence[Feature], priors: list[float], sums: Mapping[str, pd.DataFrame]) -> Encoding:
