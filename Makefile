@@ -13,7 +13,7 @@ export DVC_NO_ANALYTICS := true
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock lint format test test-fast test-browser test-families lock-families test-backfills demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-stream bench-pages bench-batch engines test-engines bench-metrics bench-lineage alert-table dashboards fault-table api-cases up down status cluster-up cluster-down test-cluster kill-table
+.PHONY: help setup lock lint format test test-fast test-browser test-families lock-families test-backfills demo screenshots bench-features bench-tuning bench-gates bench-canary bench-backfills bench-drift bench-harm bench-estimate bench-serving bench-stream bench-pages bench-batch bench-spread engines test-engines bench-metrics bench-lineage alert-table dashboards fault-table api-cases up down status cluster-up cluster-down test-cluster kill-table
 
 help:  ## show this
 	@echo "Evergreen: continuous training for tabular models, on Airflow."
@@ -81,9 +81,9 @@ engines: $(STAMP)  ## environments with Ray and Spark, and with Beam, from their
 test-backfills: $(STAMP)  ## three days of backfills of each DAG beside a nightly: they move nothing; some minutes
 	$(BIN)/python -m pytest tests/e2e/test_backfills.py
 
-test-engines: engines  ## one suite on every batch engine, so that nothing is skipped for want of a package; some minutes
+test-engines: engines  ## batch scoring and training on every engine, so that nothing is skipped for want of a package; some minutes
 	@sh ops/install_debian.sh default-jre-headless
-	.venv-engines/bin/python -m pytest -p no:cacheprovider -rs tests/batch -k "not beam and not bigquery"
+	.venv-engines/bin/python -m pytest -p no:cacheprovider -rs tests/batch tests/training/test_spread.py -k "not beam and not bigquery"
 	.venv-beam/bin/python -m pytest -p no:cacheprovider -rs tests/batch/test_engines.py tests/batch/test_bigquery.py -k "beam or bigquery"
 
 test-browser: $(STAMP)  ## the pages in a real browser (needs Debian's chromium); some minutes
@@ -131,6 +131,10 @@ bench-serving: $(STAMP)  ## the service beside BentoML, MLflow and plain FastAPI
 
 bench-batch: engines  ## batch engines beside bare ONNX Runtime on ROWS rows (10 million); some minutes
 	@$(BIN)/python -m ops.bench_batch --rows $(or $(ROWS),10000000)
+
+bench-spread: $(STAMP)  ## training by one process and by several: memory, time, log-loss; some minutes (COPIES=4 of the year)
+	@$(BIN)/python -m ops.bench_spread --copies $(or $(COPIES),4)
+
 bench-stream: $(STAMP)  ## a Kafka stream (the client's mock cluster) beside an echo, and 50 kills; 25 minutes (MINUTES=1 KILLS=5 for a short one)
 	@$(BIN)/python -m ops.bench_stream --minutes $(or $(MINUTES),10) --kills $(or $(KILLS),50)
 

@@ -166,6 +166,8 @@ class ModelRef(Ref):
     train: Window
     seconds: float
     cpu_seconds: float
+    workers: int = 1
+    """Processes that grew its trees together; another number may change their last digits."""
 
 
 class Check(Ref):

@@ -33,10 +33,13 @@ class Settings(BaseSettings):
     online: str = Field("", description="online feature store: a file (SQLite) or redis://…; default <var>/online.db")
     feast: str = Field("", description="Feast's registry, SQLAlchemy URL; default SQLite in <var>")
     engine: Literal["local", "ray", "spark", "beam"] = Field(
-        "local", description="what carries batch scoring; answers are the same"
+        "local", description="what carries batch scoring and, with train_workers, training"
     )
     engine_address: str = Field(
         "", description="its cluster: a Ray address, a Spark master, options of a Beam pipeline; default: this machine"
+    )
+    train_workers: int = Field(
+        1, ge=1, description="processes that train XGBoost's trees together, by `engine`, each on its share of the rows"
     )
     kafka: str = Field("", description="Kafka's bootstrap servers, host:port,…; empty: no stream")
     kafka_properties: str = Field("", description="file of librdkafka properties, name=value a line: security, timeouts")

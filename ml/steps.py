@@ -168,13 +168,14 @@ def features(plan: TrainPlan) -> FeatureSetRef:
 def tune(plan: TrainPlan, features: FeatureSetRef, worker: int, workers: int) -> int:
     """Takes part as worker number `worker` (from 0) of `workers` in the plan's study; returns how many trials it did now."""
     from ml.config import load_params
-    from ml.features import stored
     from ml.features.definitions import load_module
     from ml.training import folds
+    from ml.training.rows import rows_for
     from ml.training.tuning import run_worker
 
     params = load_params()
-    built = folds.build(stored.read(features), plan.folds, load_module(params).learned, params)
+    rows = rows_for(features, plan.folds, params.tune.rows)
+    built = folds.build(rows, plan.folds, load_module(params).learned, params)
     return run_worker(_study(plan, features), (worker, workers), params, plan.warm, built)
 
 
@@ -193,14 +194,14 @@ def evaluate(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> Evalu
     """
     from ml import store
     from ml.config import load_params
-    from ml.features import stored
     from ml.monitoring import collect
     from ml.packaging import contest, dossier
     from ml.packaging.artifacts import Artifacts
-    from ml.training.fit import labelled
+    from ml.training.rows import rows_of
+    from ml.training.spread.fit import learned_rows
 
     params, parts = load_params(), Artifacts.load(model.artifacts)
-    X = labelled(stored.read(features), plan.holdout)
+    X = rows_of(features, plan.holdout)
     champion, answered = None, {}
     if plan.champion_digest and plan.champion_version:
         champion = contest.Champion.load(plan.champion_version, plan.champion_digest)
@@ -208,7 +209,7 @@ def evaluate(plan: TrainPlan, features: FeatureSetRef, model: ModelRef) -> Evalu
     held = contest.hold(plan, X, parts, champion, answered, params)
     if not model.recipe.brought and (why := held.simpler_wins()) is not None:
         parts, plan = parts.simple(why), plan.model_copy(update={"holdout_uses": plan.holdout_uses + 1})
-        rows = labelled(stored.read(features), plan.train)
+        rows = learned_rows(features, plan.train, parts.fitted.learned.rows, model.workers)
         parts = replace(parts, profile=_reference(parts.fitted, rows, parts.fitted, X))
         model = _stored(parts, model.train, model.seconds, model.cpu_seconds)
         held = contest.hold(plan, X, parts, champion, answered, params)
@@ -222,10 +223,9 @@ def refit(plan: TrainPlan, features: FeatureSetRef, evaluation: EvaluationRef) -
     A rejected candidate, or any with `train.refit` off, stays as it was judged.
     """
     from ml.config import load_params
-    from ml.features import stored
     from ml.packaging import refit as again
     from ml.packaging.artifacts import Artifacts
-    from ml.training.fit import labelled
+    from ml.training.rows import rows_of
 
     params, model = load_params(), evaluation.model
     if model.recipe.brought:
@@ -236,7 +236,7 @@ def refit(plan: TrainPlan, features: FeatureSetRef, evaluation: EvaluationRef) -
         return ShippedRef(model=model, twin=model.artifacts, decision=again.as_judged(f"ships as it was judged: {why}"))
     twin = Artifacts.load(model.artifacts)
     refitted = _fitted(again.window(plan), features, twin.winner, plan.holdout, twin.fitted)
-    X = labelled(stored.read(features), plan.holdout)
+    X = rows_of(features, plan.holdout)
     decision = again.held_against_twin(Artifacts.load(refitted.artifacts), twin, X, params)
     return ShippedRef(model=refitted, twin=model.artifacts, decision=decision)
 
@@ -247,9 +247,8 @@ def package(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> Bu
     from ml.config import load_params
     from ml.data import snapshots
     from ml.errors import ConfigError, IntegrityError
-    from ml.features import stored
     from ml.packaging import artifacts, bento, bundle, examples, lineage
-    from ml.training.fit import labelled
+    from ml.training.rows import rows_of
 
     params, model = load_params(), shipped.model
     if params.problem.task != "binary":
@@ -258,7 +257,7 @@ def package(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> Bu
             "read the evaluation's report; the graph itself is in the model's archive, and answers this task too",
         )
     parts = artifacts.Artifacts.load(model.artifacts)
-    encoding, X = parts.fitted.encoding, labelled(stored.read(features), plan.holdout)
+    encoding, X = parts.fitted.encoding, rows_of(features, plan.holdout)
     decision = parts.parity(X, params)
     if not decision.passed:
         raise IntegrityError(f"the graph of {model.digest[:12]} differs from its model: {decision.reason}", "do not ship it")
@@ -317,7 +316,7 @@ def register(
         params.problem.name,
         title=f"{plan.as_of:%Y-%m-%d %H:%M} {plan.trigger}",
         params=model.recipe.params
-        | {"family": model.recipe.family, "rounds": model.rounds}
+        | {"family": model.recipe.family, "rounds": model.rounds, "workers": model.workers}
         | {k: str(v) for k, v in params.train.model_dump().items()},
         metrics=evaluation.metrics
         | {"fit_cpu_seconds": model.cpu_seconds}
@@ -571,19 +570,19 @@ def _fitted(
         holdout, twin: whose answers to which days are the reference of this model's; no twin: its own.
     """
     from ml.config import load_params
-    from ml.features import stored
     from ml.features.definitions import load_module
     from ml.packaging.artifacts import Artifacts
-    from ml.training.fit import fit_model, labelled
+    from ml.training.rows import rows_of
+    from ml.training.spread.fit import fit
 
     began, cpu_began = time.monotonic(), time.process_time()
     params, module = load_params(), load_module(load_params())
-    table = stored.read(features)
-    fitted = fit_model(table, window, module.learned, params, winner.recipe, winner.rounds)
-    asked = labelled(table, holdout) if holdout else table[:0]
-    profile = _reference(fitted, labelled(table, window), twin or fitted, asked)
-    parts = Artifacts.make(fitted, winner, profile)
-    return _stored(parts, window, time.monotonic() - began, time.process_time() - cpu_began)
+    made = fit(features, window, module.learned, params, winner.recipe, winner.rounds)
+    asked = rows_of(features, holdout) if holdout else made.rows[:0]
+    profile = _reference(made.fitted, made.rows, twin or made.fitted, asked)
+    parts = Artifacts.make(made.fitted, winner, profile)
+    cpu_seconds = time.process_time() - cpu_began + made.cpu_seconds
+    return _stored(parts, window, time.monotonic() - began, cpu_seconds, made.workers)
 
 
 def _reference(fitted: Fitted, learned: pd.DataFrame, judged: Fitted, asked: pd.DataFrame) -> bytes:
@@ -609,7 +608,7 @@ def _reference(fitted: Fitted, learned: pd.DataFrame, judged: Fitted, asked: pd.
     return profile.model_dump_json().encode()
 
 
-def _stored(parts: Artifacts, window: Window, seconds: float, cpu_seconds: float) -> ModelRef:
+def _stored(parts: Artifacts, window: Window, seconds: float, cpu_seconds: float, workers: int = 1) -> ModelRef:
     from ml import store
 
     return ModelRef(
@@ -620,6 +619,7 @@ def _stored(parts: Artifacts, window: Window, seconds: float, cpu_seconds: float
         train=window,
         seconds=round(seconds, 3),
         cpu_seconds=round(cpu_seconds, 3),
+        workers=workers,
     )
 
 

@@ -10,6 +10,7 @@ import io
 import os
 import tarfile
 import uuid
+from typing import IO
 
 import fsspec
 
@@ -55,6 +56,39 @@ def get(digest: str) -> bytes:
             f"delete {path} and run the step that made it again",
         )
     return data
+
+
+def opened(digest: str) -> IO[bytes]:
+    """An object, open for reading anywhere in it, so that no more of it is held than is asked for. Its digest is not checked:
+    `verify` does that.
+
+    Raises:
+        NotFoundError: nothing is stored under it.
+    """
+    fs, root = _fs()
+    try:
+        return fs.open(f"{root}/{digest[:2]}/{digest}", "rb")
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"no object {digest} in {settings().store}", "check EVERGREEN_STORE, or run the step that made it again"
+        ) from None
+
+
+def verify(digest: str) -> None:
+    """Reads an object through, some megabytes at a time.
+
+    Raises:
+        NotFoundError: nothing is stored under it.
+        IntegrityError: what is stored is something else.
+    """
+    sha = hashlib.sha256()
+    with opened(digest) as file:
+        while piece := file.read(1 << 22):
+            sha.update(piece)
+    if sha.hexdigest() != digest:
+        raise IntegrityError(
+            f"object {digest} in {settings().store} has digest {sha.hexdigest()}", "delete it and run the step that made it again"
+        )
 
 
 def exists(digest: str) -> bool:

@@ -51,7 +51,7 @@ def of(plan: TrainPlan, features: FeatureSetRef, shipped: ShippedRef) -> dict[st
         "model": model.digest,
         "artifacts": model.artifacts,
         "twin": shipped.twin,
-    }
+    } | ({"workers": str(model.workers)} if model.workers > 1 else {})
 
 
 def libraries() -> dict[str, str]:

@@ -199,13 +199,17 @@ def _made(version: str, tags: Mapping[str, str], tree: Path, scratch: Path) -> d
         "as_of": tags["as_of"],
         "recipe": Recipe.model_validate({"family": tags["family"], "params": json.loads(tags["tuned"])}).model_dump(mode="json"),
         "rounds": int(tags["rounds"]),
+        "workers": int(tags.get("workers", 1)),
         "code": tags["code"],
         "feature_code": tags["feature_code"],
     }
     (scratch / "order.json").write_text(json.dumps(order))
     outcome = scratch / "outcome.json"
+    workers = {"EVERGREEN_TRAIN_WORKERS": tags.get("workers", "1")}
     command = [sys.executable, "-P", str(CHILD), str(scratch / "order.json"), str(outcome)]
-    done = subprocess.run(command, cwd=tree, env=_environment(tree, scratch), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tree, env=_environment(tree, scratch) | workers, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0 or not outcome.exists():
         last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-LAST_LINES:])
         raise EvergreenError(

@@ -40,7 +40,12 @@ def remake(order: dict[str, Any]) -> dict[str, Any]:
     as_of = datetime.fromisoformat(order["as_of"])
     made = stored.build(Path(order["root"]), snapshot, Window.model_validate(order["window"]), as_of)
     learned, recipe = Window.model_validate(order["learned"]), Recipe.model_validate(order["recipe"])
-    fitted = fit_model(stored.read(made), learned, load_module(params).learned, params, recipe, order["rounds"])
+    if order.get("workers", 1) > 1:  # as many as then: EVERGREEN_TRAIN_WORKERS
+        from ml.training.spread.fit import fit
+
+        fitted = fit(made, learned, load_module(params).learned, params, recipe, order["rounds"]).fitted
+    else:
+        fitted = fit_model(stored.read(made), learned, load_module(params).learned, params, recipe, order["rounds"])
     return code | {"model": store.sha256(export(fitted)), "features": made.digest, "rows": fitted.learned.rows}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -64,18 +64,35 @@ def fit_encoding(features: Sequence[Feature], X: pd.DataFrame, y_true: np.ndarra
         classes: of a multiclass label 0 … classes-1; then the share of each class is learned instead.
     """
     targets = [y_true == k for k in range(classes)] if classes else [y_true]
+    priors = [float(np.float32(target.mean())) for target in targets]
+    names = [f.name for f in features if f.kind == "text"]
+    return encoding_of(features, priors, {name: sums_by(X[name].to_numpy(), targets) for name in names})
+
+
+def sums_by(keys: np.ndarray, targets: Sequence[np.ndarray]) -> pd.DataFrame:
+    """By key: the sum of each target, in columns 0, 1, …, and the number of ``rows``; a missing key is none.
+
+    Such sums of parts of a table can be added up.
+    """
+    columns: dict[int | str, np.ndarray] = {k: np.asarray(target, float) for k, target in enumerate(targets)}
+    columns["rows"] = np.ones(len(keys))
+    return pd.DataFrame(columns).groupby(keys).sum()
+
+
+def encoding_of(features: Sequence[Feature], priors: list[float], sums: Mapping[str, pd.DataFrame]) -> Encoding:
+    """The encoding by what `sums_by` found for each text feature."""
     encoding = Encoding(
         numeric=[f.name for f in features if f.kind != "text"],
         text=[f.name for f in features if f.kind == "text"],
         periods={f.name: f.period for f in features if f.kind == "cyclic"},
         rates={},
-        priors=[float(np.float32(target.mean())) for target in targets],
+        priors=priors,
     )
     rates = {}
     for name in encoding.text:
-        for column, target, prior in zip(encoding.text_columns(name), targets, encoding.priors, strict=True):
-            grouped = pd.Series(target).groupby(X[name].to_numpy()).agg(["sum", "count"])  # missing text is no category
-            smoothed = (grouped["sum"] + SMOOTHING * prior) / (grouped["count"] + SMOOTHING)
+        found = sums[name]
+        for k, column in enumerate(encoding.text_columns(name)):
+            smoothed = (found[k] + SMOOTHING * priors[k]) / (found["rows"] + SMOOTHING)
             rates[column] = {str(category): float(np.float32(rate)) for category, rate in smoothed.items()}
     return encoding.model_copy(update={"rates": rates})
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -101,10 +102,7 @@ def fit_model(
     rows = labelled(table, window)
     enough(len(rows), params.train.min_rows, f"train window {window}")
     y_true, problem = rows["label"].to_numpy(), params.problem
-    if len(np.unique(y_true)) < 2:
-        raise NotEnoughDataError(
-            f"all {len(rows):,} labels of {window} are {y_true[0]:g}", "check problem.label, or widen train.window_days"
-        )
+    vary(y_true.min(), y_true.max(), len(rows), window)
     check_labels(y_true, params)
     encoding = fit_encoding(features, rows, y_true, len(problem.classes))
     matrix = encode(encoding, rows)
@@ -121,13 +119,18 @@ def fit_model(
 
 def _members(matrix: np.ndarray, y_true: np.ndarray, params: Params, recipe: Recipe, rounds: int) -> tuple[Model, ...]:
     """`train.ensemble` models that differ in their seed; one where the seed changes nothing."""
+    family, task = FAMILIES[recipe.family], params.problem.task
+    return tuple(family.fit(matrix, y_true, settings, rounds, task) for settings in member_settings(params, recipe))
+
+
+def member_settings(params: Params, recipe: Recipe) -> list[dict[str, Any]]:
+    """The settings of each member."""
     family, train, problem = recipe.family, params.train, params.problem
-    made: list[Model] = []
-    for i in range(1 if family == "linear" else train.ensemble):
-        settings = settings_of(family, problem.task, len(problem.classes), train, recipe.params, params.tune.integers(family),
-                               train.threads, train.seed + i)  # fmt: skip
-        made.append(FAMILIES[family].fit(matrix, y_true, settings, rounds, problem.task))
-    return tuple(made)
+    return [
+        settings_of(family, problem.task, len(problem.classes), train, recipe.params, params.tune.integers(family),
+                    train.threads, train.seed + i)
+        for i in range(1 if family == "linear" else train.ensemble)
+    ]  # fmt: skip
 
 
 def check_labels(y_true: np.ndarray, params: Params) -> None:
@@ -142,6 +145,14 @@ def check_labels(y_true: np.ndarray, params: Params) -> None:
         raise NotEnoughDataError(
             f"task {task}: {len(wrong):,} labels are none of {allowed.tolist()}, e.g. {wrong[0]:g}",
             "change problem.label, or problem.task and problem.classes",
+        )
+
+
+def vary(lowest: float, highest: float, rows: int, window: Window) -> None:
+    """Raises NotEnoughDataError when all labels are the same."""
+    if lowest == highest:
+        raise NotEnoughDataError(
+            f"all {rows:,} labels of {window} are {lowest:g}", "check problem.label, or widen train.window_days"
         )
 
 

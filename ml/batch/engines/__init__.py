@@ -7,33 +7,30 @@ of `ml.batch.answer`, and leaves a shard beside the partition. Retries, placemen
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from typing import Literal, get_args
 
+from ml import engines
 from ml.batch import job as jobs
 from ml.batch import partition
 from ml.batch.engines.spread import Spread
 from ml.batch.job import Job
+from ml.engines import NEEDS
 from ml.errors import ConfigError, EvergreenError
 
-Engine = Literal["local", "ray", "spark", "beam"]
-NEEDS: dict[str, str] = {"ray": "ray", "spark": "pyspark", "beam": "apache_beam"}
-"""What an engine imports; the package's extra has the engine's name."""
+__all__ = ["NEEDS", "run"]
 
 
 def run(job: Job, engine: str, address: str = "") -> list[int]:
     """Writes every part of the job; returns the rows of each. A kill at any moment leaves whole partitions, old or new.
 
     Args:
-        engine: one of `Engine`.
+        engine: one of `ml.engines.Engine`.
         address: of its cluster: a Ray address, a Spark master, options of a Beam pipeline. Empty: processes of this machine.
 
     Raises:
         ConfigError: there is no such engine, or it is not installed here.
         IntegrityError: bundle or rows do not fit together.
     """
-    if engine not in get_args(Engine):
-        raise ConfigError(f"engine {engine!r} is not known", f"set EVERGREEN_ENGINE to one of {', '.join(get_args(Engine))}")
+    engines.check(engine)
     tables = [name for part in job.parts for name in (*part.inputs, part.output) if name.startswith(jobs.SCHEME)]
     if tables and engine != "beam":
         raise ConfigError(f"{tables[0]} is a table of BigQuery, which engine {engine} does not know", "set EVERGREEN_ENGINE=beam")
@@ -41,11 +38,6 @@ def run(job: Job, engine: str, address: str = "") -> list[int]:
         from ml.batch.engines import local
 
         return local.run(job)
-    if importlib.util.find_spec(NEEDS[engine]) is None:
-        raise ConfigError(
-            f"engine {engine} needs package {NEEDS[engine]}, which is not installed here",
-            f"install extra [{engine}] (`make engines` makes an environment with it), or set EVERGREEN_ENGINE=local",
-        )
     if tables:
         from ml.batch.engines import bigquery
 
@@ -59,12 +51,6 @@ def run(job: Job, engine: str, address: str = "") -> list[int]:
             raise
         except Exception as error:  # engines wrap what a worker raised in kinds of their own
             raise EvergreenError(
-                f"engine {engine}: {_said(error)}", "mend that and run it again: finished shards are kept"
+                f"engine {engine}: {engines.said(error)}", "mend that and run it again: finished shards are kept"
             ) from error
     return [partition.commit(part, [task for task in todo if task.part == i], folders[i]) for i, part in enumerate(job.parts)]
-
-
-def _said(error: Exception) -> str:
-    """What a worker raised, out of the engine's wrapping; else the engine's own last line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in reversed(lines) if "ml.errors." in line), lines[-1])[:500]

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from ml.batch import job as jobs
 from ml.batch import partition
-from ml.batch.engines.spread import cores
 from ml.batch.job import Job, Task
+from ml.engines import cores
 
 
 def run(job: Job) -> list[int]:

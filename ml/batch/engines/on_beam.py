@@ -9,8 +9,9 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from ml.batch.engines.spread import cores, handed, work
+from ml.batch.engines.spread import handed, work
 from ml.batch.job import Job, Task
+from ml.engines import cores
 
 
 def pipeline(address: str) -> beam.Pipeline:

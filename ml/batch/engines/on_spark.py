@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
-from typing import Any
 
-from pyspark.sql import SparkSession
-
-from ml.batch.engines.spread import cores, environment, handed, work
+from ml.batch.engines.spread import handed, work
 from ml.batch.job import Job, Task
+from ml.engines import cores, spark_session
 
 
 def spread(job: Job, tasks: Sequence[Task], folders: Sequence[str], address: str) -> None:
@@ -18,31 +14,10 @@ def spread(job: Job, tasks: Sequence[Task], folders: Sequence[str], address: str
 
     A session that is there already is used, and left running.
     """
-    found = SparkSession.getActiveSession()
-    session = found or _session(address)
-    try:
+    with spark_session(address, cores()) as session:
         given = handed(job, tasks, folders)
         session.sparkContext.parallelize(given, len(given)).foreach(_work)
-    finally:
-        if found is None:
-            session.stop()
 
 
 def _work(given: tuple[str, str, str]) -> None:
     work(*given)
-
-
-def _session(address: str) -> Any:
-    builder = SparkSession.builder.appName("evergreen").master(address or f"local[{cores()}]")
-    settings = {f"spark.executorEnv.{name}": value for name, value in environment().items()}
-    if not address:
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        settings |= {
-            "spark.driver.host": "127.0.0.1",
-            "spark.driver.bindAddress": "127.0.0.1",
-            "spark.ui.enabled": "false",
-            "spark.ui.showConsoleProgress": "false",
-        }
-    for name, value in settings.items():
-        builder = builder.config(name, value)
-    return builder.getOrCreate()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Protocol
 
 from ml.batch import partition
 from ml.batch.job import Job, Task
-from ml.settings import settings
 
 
 class Spread(Protocol):
@@ -26,13 +24,3 @@ def handed(job: Job, tasks: Sequence[Task], folders: Sequence[str]) -> list[tupl
     """The arguments of `work` for each task."""
     said = job.model_dump_json()
     return [(said, task.model_dump_json(), folders[task.part]) for task in tasks]
-
-
-def environment() -> dict[str, str]:
-    """What a worker must know that is in no reference: where the store is. Its credentials are the worker's own."""
-    return {"EVERGREEN_STORE": settings().store}
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
