@@ -156,7 +156,7 @@ bench-lineage: $(STAMP)  ## what lineage events cost, on two Airflows that take 
 fault-table: $(STAMP)  ## the service under load while things break, 500 hot swaps and 10 rollbacks; some minutes
 	@$(BIN)/python -m ops.faults
 
-kill-table: $(STAMP)  ## kills on a running cluster, and whether its end is the same as without them; hours (KILLS=8 for a short one)
+kill-table: $(STAMP)  ## kills on a running cluster, and whether its end is the same as without them; an hour (KILLS=8 for a short one)
 	@$(BIN)/python -m ops.kill_table --kills $(or $(KILLS),100)
 
 api-cases: $(STAMP)  ## thousands of made-up requests from the OpenAPI document: no server error, no answer against the schema

@@ -1,6 +1,6 @@
 """Kills on a running cluster: does every run reach its end, and is the end the same as without them?
 
-    python -m ops.kill_table [--kills 100] [--seed 0] [--per-day 12]
+    python -m ops.kill_table [--kills 100] [--seed 0] [--per-day 16]
 
 A cluster lives day after day (land, prepare, train, release, score, watch) while scheduler, workers, Redis, PostgreSQL and the
 object store are killed, restarted or frozen at random moments. A second cluster lives the same days undisturbed. Ends with exit
@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="ops.kill_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100, help="how many (default 100)")
-    parser.add_argument("--per-day", type=int, default=12, help="in each day that the cluster lives (default 12)")
+    parser.add_argument("--per-day", type=int, default=16, help="in each day that the cluster lives (default 16)")
     parser.add_argument("--seed", type=int, default=0, help="which kills, and when (default 0)")
     parser.add_argument("--keep", action="store_true", help="keep the clusters' folders")
     asked = parser.parse_args(arguments)
