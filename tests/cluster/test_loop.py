@@ -39,6 +39,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         cluster.down(place)
 
 
+def test_kill_table__of_a_few_kills() -> None:
+    """First in the file: it starts two clusters, one after the other, beside which no third one should run."""
+    require_servers()
+    command = [sys.executable, "-m", "ops.kill_table", "--kills", "4", "--per-day", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 duplicate registrations\n0 double promotions\n0 half-written partitions" in done.stdout
+    assert ": equal" in done.stdout
+
+
 def test_loop__runs_on_two_workers_that_share_no_folder(place: Place) -> None:
     tasks = {worker: [json.loads(line) for line in _lines(place, worker)] for worker in WORKERS}
     assert all(tasks.values()), "each worker had a part in it"
@@ -93,15 +103,6 @@ def until(true: Callable[[], bool], seconds: float = 120) -> None:
     while not true():
         assert time.monotonic() < deadline, "not within the time"
         time.sleep(0.2)
-
-
-def test_kill_table__of_a_few_kills() -> None:
-    require_servers()
-    command = [sys.executable, "-m", "ops.kill_table", "--kills", "4", "--per-day", "4"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "0 duplicate registrations\n0 double promotions\n0 half-written partitions" in done.stdout
-    assert ": equal" in done.stdout
 
 
 def _lines(place: Place, machine: str) -> list[str]:
