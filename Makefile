@@ -94,7 +94,7 @@ test-families: $(STAMP)  ## PyTorch and Keras models: trained elsewhere, registe
 	$(BIN)/python -m pytest -s -rs tests/families
 
 test-cluster: $(STAMP)  ## the loop on PostgreSQL, Redis, S3 and two Celery workers, and some kills (needs postgresql and redis-server)
-	$(BIN)/python -m pytest tests/cluster --durations=5
+	$(BIN)/python -m pytest tests/cluster --durations=5 $(if $(ONLY),-k "$(ONLY)")
 
 demo: $(STAMP)  ## the whole story on real data, with visible progress; starts clean, leaves the services up
 	@$(BIN)/python -m ops.demo
