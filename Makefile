@@ -58,7 +58,7 @@ lint: $(STAMP)  ## ruff, mypy, import-linter, doctests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -q --doctest-modules --doctest-glob=README.md ml $(wildcard README.md) --ignore-glob="ml/batch/engines/on_*" --ignore ml/batch/engines/bigquery.py -p no:cacheprovider
+	$(BIN)/python -m pytest -q --doctest-modules --doctest-glob=README.md ml $(wildcard README.md) --ignore-glob="ml/*/on_ray.py" --ignore-glob="ml/*/on_spark.py" --ignore-glob="ml/*/on_beam.py" --ignore ml/batch/engines/bigquery.py -p no:cacheprovider
 
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
