@@ -39,7 +39,7 @@ class Side:
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
         paths = {"var": folder / "var", "data": folder / "data", "params": folder / "params.yaml"}
         ports = {f"{name}_port": free_port() for name in ("airflow", "mlflow", "serving")}
-        self.on, self.where = on, Settings(**paths, **ports)  # type: ignore[arg-type]
+        self.on, self.where = on, Settings.model_validate({**paths, **ports})
         given = {f"EVERGREEN_{name.upper()}": str(value) for name, value in {**paths, **ports}.items()}
         self.env = {**os.environ, **given, "AIRFLOW__OPENLINEAGE__DISABLED": str(not on).lower()}
         self.seconds: dict[str, list[float]] = {"ingest": [], "train": []}

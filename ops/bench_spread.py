@@ -52,10 +52,15 @@ def turn(workers: int, rounds: int, given: dict[str, str]) -> dict[str, Any]:
     from ml.refs import FeatureSetRef, Recipe, Window
     from ml.training.rows import rows_of
     from ml.training.spread import fit as spread
-    from ml.training.spread.job import Outcome, peak_mb
+    from ml.training.spread.job import Job, Outcome, peak_mb
 
     params, seen, run = load_params(), list[Outcome](), spread.run
-    spread.run = lambda *job: seen.extend(run(*job)) or seen  # type: ignore[func-returns-value]
+
+    def heard(job: Job, engine: str, address: str = "") -> list[Outcome]:
+        seen.extend(run(job, engine, address))
+        return seen
+
+    spread.run = heard
     recipe = Recipe(family="xgboost", params={name: d.default for name, d in params.tune.space.items()})
     began, window = time.monotonic(), Window(start=FIRST, end=CUT)
     features = FeatureSetRef.model_validate_json(given["learned"])

@@ -38,6 +38,8 @@ class RedisServer:
             "",
             "--appendonly",
             "yes",
+            "--appendfsync",
+            "always",  # an answered write is on disk; by the second, a slow disk lets Redis hold it back, and a kill loses it
         ]
         self.process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 10

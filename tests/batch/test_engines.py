@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,19 +29,10 @@ from ml.errors import ConfigError, EvergreenError, IntegrityError, NotFoundError
 from ml.packaging.bundle import Bundle
 from ml.serving.segments import SCHEMA
 from ml.settings import ROOT, settings
+from tests.engine_marks import needs
 
 Make = Callable[..., Job]
 DISTRIBUTED = sorted(engines.NEEDS)
-
-
-def needs(engine: str) -> list[pytest.MarkDecorator]:
-    package = engines.NEEDS.get(engine)
-    absent = package is not None and importlib.util.find_spec(package) is None
-    no_java = engine == "spark" and shutil.which("java") is None
-    why = f"package {package} is not installed here" if absent else "there is no java here (Debian: default-jre-headless)"
-    skip = pytest.mark.skipif(absent or no_java, reason=f"{why}: `make test-engines` runs this")
-    return [] if engine == "local" else [skip, pytest.mark.engines]
-
 
 every_engine = pytest.mark.parametrize("engine", [pytest.param(name, marks=needs(name)) for name in ("local", *DISTRIBUTED)])
 distributed = pytest.mark.parametrize("engine", [pytest.param(name, marks=needs(name)) for name in DISTRIBUTED])

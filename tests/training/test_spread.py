@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ml import engines, steps, store
-from ml.config import Params, load_params
+from ml.config import Params, Task, load_params
 from ml.errors import ConfigError, EvergreenError, IntegrityError, NotEnoughDataError, NotFoundError
 from ml.features import batches, stored
 from ml.features.definitions import Feature, load_module
@@ -38,6 +36,7 @@ from ml.training.spread import on_local, run, survey
 from ml.training.spread.job import Job, Outcome, share
 from ml.training.tuning import Winner
 from tests.conftest import forget
+from tests.engine_marks import needs
 from tests.sample_models import FEATURES, made_up, small_params
 
 WINDOW = Window(start=date(2013, 1, 3), end=date(2013, 1, 25))
@@ -58,15 +57,6 @@ def put(rows: int = 6000, groups: int = 700, declared: Sequence[Feature] = FEATU
     whole = Window(start=date(2013, 1, 1), end=date(2013, 1, 31))
     made = FeatureSetRef(digest=digest, rows=rows, snapshot="", code="", window=whole, as_of=datetime(2013, 2, 1))
     return made, stored.read(made)
-
-
-def needs(engine: str) -> list[pytest.MarkDecorator]:
-    package = engines.NEEDS.get(engine)
-    absent = package is not None and importlib.util.find_spec(package) is None
-    no_java = engine == "spark" and shutil.which("java") is None
-    why = f"package {package} is not installed here" if absent else "there is no java here (Debian: default-jre-headless)"
-    skip = pytest.mark.skipif(absent or no_java, reason=f"{why}: `make test-engines` runs this")
-    return [] if engine == "local" else [skip, pytest.mark.engines]
 
 
 every_engine = pytest.mark.parametrize("engine", [pytest.param(name, marks=needs(name)) for name in ("local", "ray", "spark")])
@@ -94,8 +84,8 @@ def job_of(features: FeatureSetRef, params: Params, rounds: int = ROUNDS, worker
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass"])
-def test_survey__in_a_stream__is_what_one_process_learns(task: str, workers: None) -> None:
-    params = small_params(task, climatology=("place", "hour"))  # type: ignore[arg-type]
+def test_survey__in_a_stream__is_what_one_process_learns(task: Task, workers: None) -> None:
+    params = small_params(task, climatology=("place", "hour"))
     features, table = put()
     found = survey.survey(features.digest, WINDOW, FEATURES, params)
     one = fit_model(table, WINDOW, FEATURES, params, Recipe(family="linear", params={}), 1)
