@@ -142,7 +142,7 @@ def stores(place: Place) -> list[Part]:
     ports, env = place.ports, environment.common()
     pg, redis = place.postgres, place.folder / "redis"
     moto = [str(environment.BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(ports["s3"])]
-    options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
+    options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", "always"]
     cache = ["redis-server", "--port", str(ports["redis"]), *options, "--dir", str(redis)]
     return [
         Part("postgres", postgres.command(pg, ports["postgres"]), env, pg, lambda: _postgres_answers(place), postgres.identity()),
