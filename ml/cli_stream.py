@@ -1,4 +1,4 @@
-"""`evergreen stream`: answers what a Kafka topic asks, and asks again what was answered wrongly or not at all."""
+"""`evergreen stream`: answers what a Kafka topic asks, asks again what was answered wrongly or not at all, collects the log."""
 
 from __future__ import annotations
 
@@ -26,9 +26,22 @@ def stream(context: typer.Context) -> None:
       EVERGREEN_KAFKA=kafka:9092 evergreen stream
     """
     if context.invoked_subcommand is None:
-        from ml.streaming.run import run
+        from ml.streaming.run import answer
 
-        run()
+        answer()
+
+
+@app.command()
+def collect() -> None:
+    """Makes Parquet of the prediction log's topic, so that the loop can read it, until it is stopped.
+
+    \b
+    Example:
+      EVERGREEN_KAFKA=kafka:9092 EVERGREEN_KAFKA_LOG=evergreen-log evergreen stream collect
+    """
+    from ml.streaming.run import collect as run
+
+    run()
 
 
 @replay_app.command("dead-letters")

@@ -30,7 +30,9 @@ class Settings(BaseSettings):
     mlflow: str = Field("", description="MLflow tracking and registry URI; default SQLite in <var>")
     mlflow_pages: str = Field("", description="where people open MLflow in a browser; default where it is reached")
     optuna: str = Field("", description="Optuna storage URL; default a journal file per study in <var>")
-    online: str = Field("", description="online feature store: a file (SQLite) or redis://…; default <var>/online.db")
+    online: str = Field(
+        "", description="online feature store: a file (SQLite), redis://… or kafka://<topic>; default <var>/online.db"
+    )
     feast: str = Field("", description="Feast's registry, SQLAlchemy URL; default SQLite in <var>")
     engine: Literal["local", "ray", "spark", "beam"] = Field(
         "local", description="what carries batch scoring and, with train_workers, training"
@@ -50,6 +52,9 @@ class Settings(BaseSettings):
     kafka_requests: str = Field("evergreen-requests", description="topic that the stream reads")
     kafka_predictions: str = Field("evergreen-predictions", description="topic of its answers")
     kafka_dead_letters: str = Field("evergreen-dead-letters", description="topic of what cannot be answered, with the reason")
+    kafka_log: str = Field(
+        "", description="topic that the prediction log goes to, for `evergreen stream collect`; empty: files below <var>"
+    )
     shared: bool = Field(
         False, description="true: several machines; landed data, predictions and pages are shared by store and ledger"
     )
@@ -72,6 +77,7 @@ class Settings(BaseSettings):
     serving_workers: int = Field(1, ge=1, description="processes of the prediction service; with two, one may die unfelt")
     revision: str = Field("", description="git revision of the code where there is no checkout, as in an image")
     stream_port: int = Field(3001, description="metrics of `evergreen stream`")
+    collect_port: int = Field(3002, description="metrics of `evergreen stream collect`")
     token: SecretStr = Field(SecretStr(""), description="bearer token that the service asks for; empty: none")
 
     @model_validator(mode="after")

@@ -25,9 +25,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from ml import brokers
 from ml.errors import EvergreenError
 from ml.settings import ROOT, settings
-from ml.streaming import brokers
 from ops import kafka_mock
 from ops.bench_features import landed_days, say, show
 from ops.stream_scene import Flow, MemberProcess, Reader, Seen, eventually

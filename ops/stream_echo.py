@@ -8,7 +8,7 @@ import time
 
 from confluent_kafka import Consumer, Producer
 
-from ml.streaming import brokers
+from ml import brokers
 
 
 def main(source: str, target: str) -> None:

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import httpx
 from confluent_kafka import TopicPartition
 
+from ml import brokers
 from ml.errors import EvergreenError
 from ml.settings import ROOT
-from ml.streaming import brokers
 from ml.streaming.records import MESSAGE_ID
 
 DUE = "due"
@@ -42,20 +42,24 @@ def eventually(check: Callable[[], Any], what: str, seconds: float = PATIENCE) -
 
 
 class MemberProcess:
-    """``evergreen stream`` as a process, its log in `folder`."""
+    """``evergreen stream``, or another program, as a process, its log in `folder`."""
+
+    program = "from ml.cli import main; main()"
+    words: tuple[str, ...] = ("stream",)
 
     def __init__(self, folder: Path, name: str, **settings: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.log = folder / f"{name}.log"
-        ours = {"EVERGREEN_HOST": "127.0.0.1", "EVERGREEN_STREAM_PORT": str(self.port), "PYTHONPATH": str(ROOT)}
+        ports = {f"EVERGREEN_{name}_PORT": str(self.port) for name in ("STREAM", "COLLECT")}
+        ours = {"EVERGREEN_HOST": "127.0.0.1", "PYTHONPATH": str(ROOT)} | ports
         self._env = os.environ | ours | settings
         self.start()
 
     def start(self) -> None:
         """Starts it, after a kill again."""
-        command = [sys.executable, "-c", "from ml.cli import main; main()", "stream"]
+        command = [sys.executable, "-c", self.program, *self.words]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=self._env, stdout=log, stderr=log)
 

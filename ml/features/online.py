@@ -1,6 +1,6 @@
 """The online store: the values of every view at one tick. One read answers for all views, and never shows half a tick.
 
-SQLite by default (a file), Redis by URL; both pass ``tests/contracts/test_online_stores.py``.
+SQLite by default (a file), Redis or a Kafka topic by URL; all pass ``tests/contracts/test_online_stores.py``.
 """
 
 from __future__ import annotations
@@ -58,9 +58,14 @@ class OnlineStore(Protocol):
 
 
 def open_store(url: str) -> OnlineStore:
-    """The store at `url`: ``redis://…`` or ``rediss://…`` (a database of its own for each problem), or else a file of SQLite."""
+    """The store at `url`: ``redis://…`` or ``rediss://…`` (a database of its own for each problem), ``kafka://<topic>``, or else
+    a file of SQLite."""
     if url.startswith(("redis://", "rediss://")):
         return RedisStore(url)
+    if url.startswith("kafka://"):
+        from ml.features.online_topic import TopicStore
+
+        return TopicStore(url.removeprefix("kafka://"))
     return SQLiteStore(Path(url))
 
 

@@ -1,25 +1,21 @@
 """The prediction log: every answer, off the request path.
 
-A bounded queue and one writer thread append JSON lines to segment files in ``<var>/predictions/online``; closed segments become
-Parquet (`ml.serving.segments`). A graceful stop writes all that is queued; ``kill -9`` loses at most the queue: what came in the
-last twentieth of a second. What the disk refuses waits in the queue; what does not fit there is dropped and counted: a full
-disk must not slow an answer.
+A bounded queue and one writer thread give JSON lines to segment files below ``<var>/predictions/online``
+(`ml.serving.segment_files`), or to a Kafka topic (`ml.serving.log_topic`). A graceful stop writes all that is queued; ``kill -9``
+loses at most the queue: what came in the last twentieth of a second. What disk or brokers refuse waits in the queue; what does
+not fit there is dropped and counted: a full disk must not slow an answer.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import orjson
 import pyarrow as pa
@@ -29,28 +25,20 @@ from ml import shared
 from ml.config import load_params
 from ml.features.definitions import Value
 from ml.serving import segments
+from ml.serving.segment_files import SegmentFiles, folder
 from ml.serving.segments import SCHEMA
 from ml.settings import settings
 
-__all__ = ["SCHEMA", "SHADOW", "Entry", "PredictionLog", "answers_by", "folder", "read_online", "since_manifest"]
+__all__ = ["SCHEMA", "SHADOW", "Entry", "PredictionLog", "answers_by", "folder", "read_online", "since_manifest", "sink"]
 
 FLUSH_SECONDS = 0.05
 """Often and little: a second of entries at once takes ten milliseconds from the answers."""
-SEGMENT_BYTES = 64 << 20
-SEGMENT_SECONDS = 300.0
-SHARED_SEGMENT_SECONDS = 15.0
-"""Where others can only read what is closed."""
 SHADOW = "shadow"
 """Cohort of answers that nobody was given: readers leave them out unless they ask."""
 CHUNK = 64
 """Entries written at once: after that many, some 0.3 ms, the writer lets the answering threads in."""
 
 _JSON = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-
-_ROTATE = (
-    "import os, sys; os.nice(19); hasattr(os, 'SCHED_IDLE') and os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); "
-    "from pathlib import Path; from ml.serving import segments; segments.rotate(Path(sys.argv[1]))"
-)
 
 logger = logging.getLogger(__name__)
 
@@ -79,37 +67,61 @@ class Entry:
     """The name under which it was served; None: the problem's."""
 
 
-def folder() -> Path:
-    """Where the segments of online predictions are."""
-    return settings().var / "predictions" / "online"
+class Sink(Protocol):
+    """Where the lines go; one thread calls it."""
+
+    def start(self) -> None: ...
+
+    def write(self, lines: list[bytes]) -> None:
+        """Takes all of them, or none.
+
+        Raises:
+            OSError: none, for now.
+        """
+        ...
+
+    def settled(self) -> tuple[int, int]:
+        """Since the last call: lines that are safe now, and lines that are lost."""
+        ...
+
+    def flushed(self) -> None:
+        """Called when all that waited was written, or refused."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def sink() -> Sink:
+    """Where the settings say that the log goes."""
+    if topic := settings().kafka_log:
+        from ml.serving.log_topic import LogTopic
+
+        return LogTopic(topic)
+    return SegmentFiles(folder())
 
 
 class PredictionLog:
-    """Appends entries to segment files of this process, and turns closed ones into Parquet, killed processes' too.
+    """Writes entries, off the request path.
 
     Args:
-        target: folder of the segments; created when missing.
+        sink: where to; a folder stands for segment files in it.
         capacity: entries that may wait; more are dropped.
-        on_written: called with the number of entries after each write.
+        on_written: called with the number of entries that are safe.
         on_dropped: called with the number of entries that were lost: the queue was full, or they cannot be written.
     """
 
     def __init__(
         self,
-        target: Path,
+        sink: Sink | Path,
         capacity: int = 50_000,
         on_written: Callable[[int], object] = lambda n: None,
         on_dropped: Callable[[int], object] = lambda n: None,
     ) -> None:
-        self._target, self._capacity = target, capacity
+        self._sink, self._capacity = SegmentFiles(sink) if isinstance(sink, Path) else sink, capacity
         self._on_written, self._on_dropped = on_written, on_dropped
         self._waiting: deque[Entry] = deque()  # its ends are atomic: no lock on the request path
         self._closing = threading.Event()
-        self._segment: IO[bytes] | None = None
-        self._path, self._size, self._began = Path(), 0, 0.0
         self._problem = ""
-        self._rotation = threading.Thread(target=self._rotate)
-        self._more = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
         self._thread.start()
 
@@ -122,100 +134,44 @@ class PredictionLog:
         self._waiting.extend(entries)
 
     def close(self) -> None:
-        """Writes all that is queued, syncs it to the disk, rotates it and stops the writer."""
+        """Writes all that is queued, and stops the writer."""
         self._closing.set()
         self._thread.join()
 
     def _run(self) -> None:
-        self._rotate_aside()
+        self._sink.start()
         while not self._closing.wait(FLUSH_SECONDS):
             self._write_waiting()
-            longest = SHARED_SEGMENT_SECONDS if settings().shared else SEGMENT_SECONDS
-            if self._segment is not None and time.monotonic() - self._began > longest:
-                self._end_segment()
+            self._sink.flushed()
+            self._settle()
         self._write_waiting()
         if lost := len(self._waiting):
             self._on_dropped(lost)
-        self._end_segment()
-        if self._rotation.ident is not None:
-            self._rotation.join()
-        self._rotate()  # what was closed while that ran
+        self._sink.close()
+        self._settle()
 
     def _write_waiting(self) -> None:
-        """Writes what waits, chunk by chunk; what the disk refuses goes back, and is tried again at the next flush."""
+        """Writes what waits, chunk by chunk; what is refused goes back, and is tried again at the next flush."""
         while self._waiting:
             chunk = [self._waiting.popleft() for _ in range(min(CHUNK, len(self._waiting)))]  # this thread alone takes
-            lines, fresh = _lines(chunk), self._segment is None
+            lines = _lines(chunk)
             try:
-                self._write(b"".join(lines))
+                self._sink.write(lines)
             except OSError as error:
                 self._waiting.extendleft(reversed(chunk))
-                if not fresh:  # it may have reached what one file may hold
-                    continue
                 self._report(f"{type(error).__name__}: {error}")
                 return
             self._report("")
-            self._on_written(len(lines))
+            self._settle()
             if len(lines) < len(chunk):
                 self._on_dropped(len(chunk) - len(lines))
-            if self._size > SEGMENT_BYTES:
-                self._end_segment()
 
-    def _write(self, lines: bytes) -> None:
-        if self._segment is None:
-            self._segment, self._path = segments.begin(self._target)
-            self._size, self._began = 0, time.monotonic()
-        rest = memoryview(lines)
-        try:
-            while rest:  # a disk that is almost full takes a part
-                rest = rest[os.write(self._segment.fileno(), rest) :]
-        except OSError:
-            os.ftruncate(self._segment.fileno(), self._size)
-            if not self._size:
-                self._path.unlink(missing_ok=True)
-            self._end_segment()
-            raise
-        self._size += len(lines)
-
-    def _end_segment(self) -> None:
-        if self._segment is None:
-            return
-        try:
-            os.fsync(self._segment.fileno())
-        except OSError:
-            logger.exception("prediction log: %s may not be on the disk", self._path.name)
-        self._segment.close()  # and lets the lock go
-        self._segment = None
-        if self._size:
-            self._rotate_aside()
-
-    def _rotate_aside(self) -> None:
-        """Rotates in a process of its own, of the lowest priority: on a busy core it must take nothing from the answers."""
-        if self._closing.is_set() or not any(self._target.glob("*.jsonl")):
-            return
-        self._more.set()
-        if not self._rotation.is_alive():
-            self._rotation = threading.Thread(target=self._rotate_in_a_child, name="prediction-log-rotation", daemon=True)
-            self._rotation.start()
-
-    def _rotate_in_a_child(self) -> None:
-        paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        command = [sys.executable, "-c", _ROTATE, str(self._target)]
-        while self._more.is_set():
-            self._more.clear()
-            done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, check=False)
-            if done.stderr:
-                logger.warning("prediction log: %s", done.stderr.strip()[-1000:])
-            self._offer()
-
-    def _rotate(self) -> None:
-        segments.rotate(self._target)
-        self._offer()
-
-    def _offer(self) -> None:
-        """Shares closed segments with other machines, if there are any."""
-        if self._target == folder():
-            shared.offer(self._target, "*.parquet")
+    def _settle(self) -> None:
+        written, lost = self._sink.settled()
+        if written:
+            self._on_written(written)
+        if lost:
+            self._on_dropped(lost)
 
     def _report(self, problem: str) -> None:
         if problem and not self._problem:

@@ -159,12 +159,12 @@ def _rotate(path: Path) -> bool:
             lines = segment.read()
             if not lines.endswith(b"\n") and lines:
                 logger.warning("prediction log: torn line at the end of %s left out", path.name)
-            _write(parsed(lines, path.name).sort_by("event_time"), done)
+            write(parsed(lines, path.name).sort_by("event_time"), done)
         path.unlink(missing_ok=True)
     return True
 
 
-def _write(entries: pa.Table, target: Path) -> None:
+def write(entries: pa.Table, target: Path) -> None:
     """Written aside, synced and renamed: the file is whole or not there."""
     aside = target.with_name(f".{target.name}.aside")
     try:

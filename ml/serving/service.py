@@ -23,7 +23,7 @@ from ml.serving.explaining import MAX_EXPLAINED, MISSING
 from ml.serving.follower import Follower, Loaded
 from ml.serving.hot import HotFeatures
 from ml.serving.lane import Feed, Lane
-from ml.serving.log import PredictionLog, folder
+from ml.serving.log import PredictionLog, sink
 from ml.serving.manifest import Manifest
 from ml.serving.schema import RequestError
 from ml.serving.shadow import Shadows
@@ -99,7 +99,7 @@ class Service:
         self.features = HotFeatures(open_store(settings().online), hot.PATIENCE * self.budget)
         self.features.start()
         if self._write_log:
-            self._log = PredictionLog(folder(), on_written=self.telemetry.logged.inc, on_dropped=self.telemetry.dropped.inc)
+            self._log = PredictionLog(sink(), on_written=self.telemetry.logged.inc, on_dropped=self.telemetry.dropped.inc)
         self._tracing = tracing()
         self._shadows = Shadows(self._write, lambda outcome, n: self.telemetry.shadowed.labels(outcome).inc(n))
         if bundle is not None:

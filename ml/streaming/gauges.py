@@ -21,7 +21,6 @@ class Gauges:
     """The metrics of one member."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
         self.answered = Counter("evergreen_stream_answered", "records whose answer the brokers have", registry=registry)
         self.dead = Counter("evergreen_stream_dead_letters", "records that could not be answered", ["reason"], registry=registry)
         self.repeated = Counter("evergreen_stream_repeated", "records left alone: they were answered before", registry=registry)
@@ -39,23 +38,27 @@ class Gauges:
             "evergreen_stream_paused", "1 while nothing is read: no model, or brokers slower than answers", registry=registry
         )
 
-    def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Shows them at ``/metrics``; gives what ends that.
 
-        Raises:
-            ConfigError: the port is taken.
-        """
-        try:
-            server, thread = start_http_server(port, host, self._registry)
-        except OSError as error:
-            raise ConfigError(f"EVERGREEN_STREAM_PORT={port}: {error.strerror}", "name a free port") from None
+def serve(registry: CollectorRegistry, host: str, port: int, variable: str) -> Callable[[], None]:
+    """Shows metrics at ``/metrics``; gives what ends that.
 
-        def end() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+    Args:
+        variable: that says the port, for the error.
 
-        return end
+    Raises:
+        ConfigError: the port is taken.
+    """
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise ConfigError(f"{variable}={port}: {error.strerror}", "name a free port") from None
+
+    def end() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return end
 
 
 class LagWatch:

@@ -16,12 +16,12 @@ from typing import Any
 import uvloop
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from ml import brokers
+from ml.brokers import StreamError
 from ml.serving.service import NotReadyError, Service
 from ml.settings import settings
-from ml.streaming import brokers
 from ml.streaming.answers import Answer, DeadLetter, Outcome, answers
-from ml.streaming.brokers import StreamError
-from ml.streaming.gauges import Gauges, LagWatch
+from ml.streaming.gauges import Gauges, LagWatch, serve
 from ml.streaming.progress import Progress, Taken
 from ml.streaming.records import PROBLEM, REASON, Record
 from ml.streaming.takeover import Outputs
@@ -74,7 +74,7 @@ class Member:
         )
         self._outputs = Outputs(self._names, self._group)
         self._loop = uvloop.new_event_loop()
-        end_metrics = self._gauges.serve(here.host, here.stream_port)
+        end_metrics = serve(self._service.telemetry.registry, here.host, here.stream_port, "EVERGREEN_STREAM_PORT")
         self._service.start(self._loop)
         lag = LagWatch(lambda: {p: each.done for p, each in list(self._parts.items())}, self._outputs.behind, self._gauges.lag)
         try:
@@ -146,7 +146,7 @@ class Member:
             if message is None:
                 return
             if (error := message.error()) is not None:
-                _complain(error)
+                brokers.complain(error)
                 continue
             record = Record.of(message)
             self._batch.append(record)
@@ -298,16 +298,3 @@ class Member:
 
 def _why(crowded: bool, problem: str) -> str:
     return "reading pauses: the brokers take answers too slowly" if crowded else f"reading pauses: {problem or 'no model'}"
-
-
-def _complain(error: KafkaError) -> None:
-    """What a read brings instead of a record: the client goes on by itself, unless it says that it cannot.
-
-    Raises:
-        StreamError: it cannot.
-    """
-    if error.fatal():
-        raise StreamError(
-            f"Kafka: {error.str()}", "start again; if it was fenced, two members have the same EVERGREEN_KAFKA_MEMBER"
-        )
-    logger.warning("Kafka: %s", error.str())

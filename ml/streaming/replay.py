@@ -13,9 +13,9 @@ from typing import Any
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaError, TopicPartition
 
+from ml import brokers
+from ml.brokers import StreamError
 from ml.settings import settings
-from ml.streaming import brokers
-from ml.streaming.brokers import StreamError
 from ml.streaming.records import MESSAGE_ID, REASON, REPLAY, BadRecordError, Record, place_id, source_of
 
 STEP = 500

@@ -13,8 +13,8 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
-from ml.streaming import brokers
-from ml.streaming.brokers import StreamError, Topics
+from ml import brokers
+from ml.brokers import StreamError, Topics
 from ml.streaming.progress import Progress, bookmarks_of
 from ml.streaming.records import source_of
 

@@ -19,7 +19,7 @@ WRITER = """
 import sys, time
 from dataclasses import replace
 from pathlib import Path
-from ml.serving import log
+from ml.serving import log, segment_files
 from tests.serving.log_entries import entry
 log.FLUSH_SECONDS = 0.02
 """

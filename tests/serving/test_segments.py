@@ -12,7 +12,7 @@ import pytest
 
 from ml.batch import score
 from ml.config import load_params
-from ml.serving import log, segments
+from ml.serving import log, segment_files, segments
 from ml.serving.log import Entry, PredictionLog, answers_by, read_online, since_manifest
 from tests.serving.conftest import eventually
 from tests.serving.log_entries import END, START, abandoned, entry, keys, names, writer
@@ -20,7 +20,7 @@ from tests.serving.log_entries import END, START, abandoned, entry, keys, names,
 
 def test_log__big_segment__is_rotated_and_another_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "FLUSH_SECONDS", 0.02)
-    monkeypatch.setattr(log, "SEGMENT_BYTES", 100)
+    monkeypatch.setattr(segment_files, "SEGMENT_BYTES", 100)
     made = PredictionLog(tmp_path)
     for minute in range(3):
         made.append([entry(minute)])
@@ -33,7 +33,7 @@ def test_log__big_segment__is_rotated_and_another_begun(tmp_path: Path, monkeypa
 
 def test_log__old_segment__is_rotated_while_the_process_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "FLUSH_SECONDS", 0.02)
-    monkeypatch.setattr(log, "SEGMENT_SECONDS", 0.1)
+    monkeypatch.setattr(segment_files, "SEGMENT_SECONDS", 0.1)
     made = PredictionLog(tmp_path)
     made.append([entry()])
     eventually(lambda: list(tmp_path.glob("*.parquet")))
@@ -111,7 +111,7 @@ time.sleep(60)
 
 def test_two_processes__writing_and_rotating__each_entry_is_read_once_at_any_moment(tmp_path: Path) -> None:
     program = """
-log.SEGMENT_BYTES = 2000
+segment_files.SEGMENT_BYTES = 2000
 made = log.PredictionLog(Path(sys.argv[1]))
 for i in range(300):
     made.append([replace(entry(i), request_id=sys.argv[2])])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ml import brokers
 from ml.serving import manifest
 from ml.settings import ROOT
-from ml.streaming import brokers
 from ops import kafka_mock
 from ops.stream_scene import MemberProcess
 from tests.conftest import forget

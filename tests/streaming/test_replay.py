@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ml.streaming import brokers, replay
+from ml import brokers
+from ml.streaming import replay
 from ml.streaming.records import OFFSET, PARTITION, Headers, Place, Record
 from ops.stream_scene import Reader, Seen, eventually
 

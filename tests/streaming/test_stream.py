@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ml import brokers
 from ml.features.online import open_store
 from ml.settings import settings
-from ml.streaming import brokers
 from ops.stream_scene import Flow, Reader, eventually
 from tests.sample_bundle import REQUEST, fresh_features
 from tests.serving.conftest import Serve, serve  # noqa: F401  # a fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import TopicPartition
 
-from ml.streaming import brokers
+from ml import brokers
 from ml.streaming.records import Place, Record
 from ml.streaming.takeover import Outputs
 

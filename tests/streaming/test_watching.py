@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ml import brokers
 from ml.features.online import open_store
 from ml.settings import settings
-from ml.streaming import brokers
 from ops import alert_watch, dashboards
 from ops.stream_scene import eventually
 from tests.sample_bundle import REQUEST, fresh_features

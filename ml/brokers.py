@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from ml.errors import ConfigError, EvergreenError
 from ml.settings import settings
@@ -67,7 +67,7 @@ def consumer(group: str, **more: Any) -> Consumer:
     return Consumer(bounded | _common() | ours | more)
 
 
-def producer() -> Producer:
+def producer(**more: Any) -> Producer:
     """A producer that neither loses, repeats nor reorders what it has taken, and tries for as long as it lives."""
     tuned = {
         "linger.ms": 1,
@@ -75,7 +75,7 @@ def producer() -> Producer:
         "queue.buffering.max.kbytes": 64 << 10,
         "message.max.bytes": LARGEST,
     }
-    return Producer(tuned | _common() | {"enable.idempotence": True, "message.timeout.ms": 0})
+    return Producer(tuned | _common() | {"enable.idempotence": True, "message.timeout.ms": 0} | more)
 
 
 def partitions(client: Consumer | Producer, topic: str) -> int:
@@ -115,6 +115,19 @@ def checked(client: Consumer | Producer, names: Topics) -> int:
                 f"add partitions to {output!r}: an answer has the partition of its request",
             )
     return wanted
+
+
+def complain(error: KafkaError) -> None:
+    """What a read brings instead of a record: the client goes on by itself, unless it says that it cannot.
+
+    Raises:
+        StreamError: it cannot.
+    """
+    if error.fatal():
+        raise StreamError(
+            f"Kafka: {error.str()}", "start again; if it was fenced, two members have the same EVERGREEN_KAFKA_MEMBER"
+        )
+    logger.warning("Kafka: %s", error.str())
 
 
 def _common() -> dict[str, Any]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ml import brokers
 from ml.errors import ConfigError
-from ml.streaming import brokers
 from tests.conftest import forget
 
 
