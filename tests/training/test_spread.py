@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
@@ -266,26 +267,25 @@ def test_run__a_worker_is_killed__the_others_end_and_run_again_it_is_whole(engin
 
 def _joined(engine: str, thread: threading.Thread, failures: list[Exception]) -> list[psutil.Process]:
     """The three workers' processes, once each is connected to the two others; by rank for engine local."""
+    name = {"local": "ml.training.spread.process", "ray": "ray::_work", "spark": "pyspark.daemon"}[engine]
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and thread.is_alive():
-        found = []
+        found: list[tuple[str, psutil.Process, set[frozenset[int]]]] = []
         for process in psutil.Process().children(recursive=True):
-            try:
-                said = " ".join(process.cmdline())
-                mine = {"local": "ml.training.spread.process", "ray": "ray::", "spark": "pyspark.daemon"}[engine] in said
-                if mine and process.cpu_times().user > 0 and _peers(process) >= 2:
-                    found.append((said, process))
-            except psutil.Error:
-                continue
-        if len(found) == 3:
-            return [process for _, process in sorted(found, key=lambda each: each[0])]
+            with contextlib.suppress(psutil.Error):
+                if name in (said := " ".join(process.cmdline())):
+                    found.append((said, process, _connections(process)))
+        peers = [sum(bool(mine & theirs) for _, other, theirs in found if other != one) for _, one, mine in found]
+        if sum(each == 2 for each in peers) == 3:
+            return [one for (_, one, _), each in sorted(zip(found, peers, strict=True), key=lambda f: f[0][0]) if each == 2]
         time.sleep(0.1)
     raise AssertionError(f"the workers never met: {failures}")
 
 
-def _peers(process: psutil.Process) -> int:
-    """Connections to other processes of this kind: XGBoost's ring, both ends on ports that no service listens at."""
-    return sum(each.status == psutil.CONN_ESTABLISHED for each in process.net_connections("tcp"))
+def _connections(process: psutil.Process) -> set[frozenset[int]]:
+    """The ports at both ends of each; two processes that have one in common talk to each other."""
+    found = (each for each in process.net_connections("tcp") if each.status == psutil.CONN_ESTABLISHED)
+    return {frozenset((each.laddr.port, each.raddr.port)) for each in found}
 
 
 @pytest.mark.e2e
