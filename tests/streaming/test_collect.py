@@ -155,11 +155,8 @@ def test_collector__another_member_was_there_meanwhile__leaves_it_to_its_file(to
 
 
 def test_collect__no_topic__names_the_variable(kafka: Path) -> None:
-    member = MemberProcess(kafka, "collector")
-    member.kill()
-    member.words = ("stream", "collect")
-    member.start()
-    assert member.process.wait(60) == 2
+    member = CollectorProcess(kafka, "collector")
+    assert member.process.wait(60) == 1
     assert "EVERGREEN_KAFKA_LOG is not set" in member.log.read_text()
 
 
