@@ -110,7 +110,7 @@ class Collector:
     def _read(self) -> None:
         """Takes what has arrived; waits a moment for the first record. Rebalances happen in here."""
         message: Any = self._consumer.poll(IDLE_SECONDS)
-        while message is not None:
+        while message is not None and not self._stopping:
             if (error := message.error()) is not None:
                 brokers.complain(error)
             elif self._take(self._parts[message.partition()], message):
