@@ -87,13 +87,14 @@ def latencies(folder: Path, bodies: Sequence[bytes], rate: float, seconds: float
     say(f"\n## {rate:g} records a second for {seconds:.0f} s, of {len(bodies)} real ones, four partitions\n")
     with member(folder, "steady") as one, echo(names.requests), Reader(names.predictions, ECHO, names.dead_letters) as reader:
         with Flow(names.requests, bodies, rate, "warm") as warm:
-            _both(reader, names.predictions, warm, one)
+            for topic in (names.predictions, ECHO):
+                eventually(partial(reader.by_id, topic), f"the first output is in {topic}", 300)
             time.sleep(WARM_SECONDS)
-        _both(reader, names.predictions, warm, one)
+        _both(reader, names.predictions, warm)
         before = psutil.Process(one.process.pid).cpu_times()
         with Flow(names.requests, bodies, rate, "steady") as flow:
             time.sleep(seconds)
-        _both(reader, names.predictions, flow, one)
+        _both(reader, names.predictions, flow)
         after = psutil.Process(one.process.pid).cpu_times()
         rows = [_row(name, [s for s in reader.seen if s.topic == topic and s.message_id in flow.sent], flow)
                 for name, topic in (("evergreen stream", names.predictions), ("echo", ECHO))]  # fmt: skip
@@ -103,7 +104,7 @@ def latencies(folder: Path, bodies: Sequence[bytes], rate: float, seconds: float
     say(f"\n{dead} dead letters; the member used {1e6 * cpu:.0f} µs of CPU a record")
 
 
-def _both(reader: Reader, predictions: str, flow: Flow, one: MemberProcess) -> None:
+def _both(reader: Reader, predictions: str, flow: Flow) -> None:
     """Waits until both have dealt with what was sent."""
     for topic in (predictions, ECHO):
         eventually(partial(_has_all, reader, topic, flow), f"all sent is in {topic}", 300)
