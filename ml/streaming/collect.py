@@ -66,6 +66,7 @@ class Collector:
         registry = CollectorRegistry()
         self._collected = Counter("evergreen_collect_entries", "entries of the log that are in files", registry=registry)
         self._lag = Gauge("evergreen_collect_lag", "records of a partition that are in no file", ["partition"], registry=registry)
+        self._waiting = Gauge("evergreen_collect_waiting", "records read that are in no file yet", registry=registry)
         self._registry = registry
 
     def stop(self) -> None:
@@ -89,6 +90,7 @@ class Collector:
             logger.info("collecting %s as a member of group %s", self._topic, self._group)
             while not self._stopping:
                 self._read()
+                self._waiting.set(sum(len(part.lines) for part in self._parts.values()))
                 self._write(partition for partition, part in self._parts.items() if part.due())
         except KafkaException as error:
             raise StreamError(

@@ -39,6 +39,7 @@ def topic(cluster: dict[str, str], workspace: Path, monkeypatch: pytest.MonkeyPa
     """Opens stores of one topic, each with a memory of its own, as in processes of their own."""
     for name, value in cluster.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(online_topic, "PATIENCE", 60.0)  # on a busy machine
     forget()
     name, opened = f"features-{next(_numbers)}", []
     brokers.partitions(brokers.producer(), name)  # which makes it
