@@ -92,16 +92,16 @@ class Collector:
                 self._read()
                 self._waiting.set(sum(len(part.lines) for part in self._parts.values()))
                 self._write(partition for partition, part in self._parts.items() if part.due())
+            self._write(self._parts)
         except KafkaException as error:
             raise StreamError(
                 f"Kafka at {here.kafka}: {error.args[0].str()}", "look at the brokers' health, then start again"
             ) from error
         except OSError as error:
-            self._parts.clear()  # there is nothing to write at the end
             raise StreamError(f"{folder()}: {error}", "mend that, then start again: no entry is lost") from error
         finally:
             lag.stop()
-            self._consumer.close()  # gives the partitions up: see _revoked
+            self._consumer.close()
             self._asking.close()
             end_metrics()
             logger.info("left group %s", self._group)
@@ -175,11 +175,11 @@ class Collector:
         consumer.incremental_assign([TopicPartition(self._topic, e.partition, self._parts[e.partition].next) for e in assigned])
 
     def _revoked(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
-        self._write(each.partition for each in revoked)
-        self._lost(consumer, revoked)
+        """What was read and is in no file, the next one reads again."""
+        for each in revoked:
+            self._parts.pop(each.partition, None)
         consumer.incremental_unassign(revoked)
 
     def _lost(self, _: Consumer, lost: list[TopicPartition]) -> None:
-        """What was read and is in no file, another one reads."""
         for each in lost:
             self._parts.pop(each.partition, None)
