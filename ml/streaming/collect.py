@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 
 from ml import brokers, shared
 from ml.brokers import StreamError
@@ -22,7 +22,7 @@ from ml.errors import ConfigError
 from ml.serving import segments
 from ml.serving.segment_files import folder
 from ml.settings import settings
-from ml.streaming.gauges import LagWatch, serve
+from ml.streaming.gauges import CollectorGauges, LagWatch, serve
 
 FILE_SECONDS = 15.0
 """Age of the oldest entry at which a file is written."""
@@ -63,11 +63,8 @@ class Collector:
         self._topic, self._group = here.kafka_log, f"{here.kafka_group}-log"
         self._parts: dict[int, Part] = {}
         self._stopping = False
-        registry = CollectorRegistry()
-        self._collected = Counter("evergreen_collect_entries", "entries of the log that are in files", registry=registry)
-        self._lag = Gauge("evergreen_collect_lag", "records of a partition that are in no file", ["partition"], registry=registry)
-        self._waiting = Gauge("evergreen_collect_waiting", "records read that are in no file yet", registry=registry)
-        self._registry = registry
+        self._registry = CollectorRegistry()
+        self._gauges = CollectorGauges(self._registry)
 
     def stop(self) -> None:
         """What was read is written and committed, then `run` returns. May be called by a signal handler."""
@@ -84,13 +81,13 @@ class Collector:
         brokers.partitions(self._asking, self._topic)
         self._consumer: Consumer = brokers.consumer(self._group, **{"partition.assignment.strategy": "cooperative-sticky"})
         end_metrics = serve(self._registry, here.host, here.collect_port, "EVERGREEN_COLLECT_PORT")
-        lag = LagWatch(lambda: {p: each.done for p, each in list(self._parts.items())}, self._behind, self._lag)
+        lag = LagWatch(lambda: {p: each.done for p, each in list(self._parts.items())}, self._behind, self._gauges.lag)
         try:
             self._consumer.subscribe([self._topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
             logger.info("collecting %s as a member of group %s", self._topic, self._group)
             while not self._stopping:
                 self._read()
-                self._waiting.set(sum(len(part.lines) for part in self._parts.values()))
+                self._gauges.waiting.set(sum(len(part.lines) for part in self._parts.values()))
                 self._write(partition for partition, part in self._parts.items() if part.due())
             self._write(self._parts)
         except KafkaException as error:
@@ -151,7 +148,7 @@ class Collector:
             entries = segments.parsed(b"".join(line + b"\n" for line in part.lines), name)
             folder().mkdir(parents=True, exist_ok=True)
             segments.write(entries.sort_by("event_time"), folder() / f"{name}.parquet")
-            self._collected.inc(len(entries))
+            self._gauges.collected.inc(len(entries))
             logger.info("partition %d: %d entries, to offset %d", partition, len(entries), part.next)
         self._parts[partition] = Part(part.next, part.next)
         return True

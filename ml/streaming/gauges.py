@@ -39,6 +39,15 @@ class Gauges:
         )
 
 
+class CollectorGauges:
+    """The metrics of one collector."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.collected = Counter("evergreen_collect_entries", "entries of the log that are in files", registry=registry)
+        self.lag = Gauge("evergreen_collect_lag", "records of a partition that are in no file", ["partition"], registry=registry)
+        self.waiting = Gauge("evergreen_collect_waiting", "records read that are in no file yet", registry=registry)
+
+
 def serve(registry: CollectorRegistry, host: str, port: int, variable: str) -> Callable[[], None]:
     """Shows metrics at ``/metrics``; gives what ends that.
 

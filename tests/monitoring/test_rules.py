@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from ml.monitoring import exporter
 from ml.serving.telemetry import Telemetry
 from ml.settings import ROOT
-from ml.streaming.gauges import Gauges
+from ml.streaming.gauges import CollectorGauges, Gauges
 from ops import history
 
 FOLDER = ROOT / "monitoring"
@@ -73,7 +73,8 @@ def metrics(tmp_path: Path) -> set[str]:
     """Names of the series that service, stream and exporter have."""
     history.make(30, 6)
     stream = CollectorRegistry()
-    Gauges(stream)
+    for gauges in (Gauges, CollectorGauges):
+        gauges(stream)
     families = [*exporter.Loop().collect(), *Telemetry().registry.collect(), *stream.collect()]
     endings = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
     return {family.name + ending for family in families for ending in endings[family.type]}
