@@ -45,9 +45,13 @@ RECIPE = Recipe(family="xgboost", params={"max_depth": 4, "learning_rate": 0.2, 
 ROUNDS = 15
 
 
-def put(rows: int = 6000, groups: int = 700, declared: Sequence[Feature] = FEATURES) -> tuple[FeatureSetRef, pd.DataFrame]:
+def put(
+    rows: int = 6000, groups: int = 700, declared: Sequence[Feature] = FEATURES, in_order: bool = True
+) -> tuple[FeatureSetRef, pd.DataFrame]:
     """A feature set in the store, in several row groups, with labels that are not known; and its rows."""
     table = made_up(declared, rows).round(1)  # fewer values than bins: then bins do not depend on who has which rows
+    if not in_order:
+        table = table.sample(frac=1, random_state=1).reset_index(drop=True)
     table.loc[::7, "label"] = np.nan
     for feature in declared:
         if feature.kind == "text":
@@ -104,8 +108,9 @@ def test_survey__too_few_rows_or_labels_that_do_not_vary__says_so(workers: None)
         survey.survey(features.digest, WINDOW, FEATURES, params)
 
 
-def test_shares__cover_every_labelled_row_of_the_window_once(workers: None) -> None:
-    features, table = put()
+@pytest.mark.parametrize("in_order", [True, False], ids=["by_time", "in_no_order"])
+def test_shares__cover_every_labelled_row_of_the_window_once(workers: None, in_order: bool) -> None:
+    features, table = put(in_order=in_order)
     rows = labelled(table, WINDOW)
     for count in (1, 2, 3, 5):
         job = job_of(features, small_params(), workers=count)
@@ -294,6 +299,17 @@ def test_run__a_worker_fails__its_own_words(engine: str, workers: None) -> None:
     job = job_of(put()[0], small_params(), workers=1 if engine == "local" else 2)
     with pytest.raises(EvergreenError, match=r"(?s)the others were stopped: .*no object 000"):
         run(job.model_copy(update={"encoding": "0" * 64}), engine)
+
+
+def test_failure__one_was_killed_and_has_pulled_others_down__it_is_the_one_that_is_named(tmp_path: Path) -> None:
+    for rank, said in enumerate(("the connection to rank 1 was lost", "growing", "growing")):
+        (tmp_path / f"{rank}.log").write_text(said)
+    assert (
+        on_local._failure(tmp_path, [1, -9, None]).what == "worker 2 of 3 was killed by SIGKILL, the others were stopped: growing"
+    )
+    assert on_local._failure(tmp_path, [1, None, 1]).what.startswith(
+        "worker 1 of 3 failed, the others were stopped: the connection"
+    )
 
 
 def test_run__workers_do_not_agree__no_model(workers: None, monkeypatch: pytest.MonkeyPatch) -> None:
