@@ -42,7 +42,7 @@ class RedisServer:
             "always",  # an answered write is on disk; by the second, a slow disk lets Redis hold it back, and a kill loses it
         ]
         self.process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(redis.RedisError):
                 if redis.Redis.from_url(self.url).ping():

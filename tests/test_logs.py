@@ -84,4 +84,4 @@ def test_service__otherwise_logs_no_request(workspace: Path) -> None:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
-    process.wait(15)
+    process.wait(60)

@@ -122,7 +122,7 @@ def test_log_and_register__two_processes_at_once_on_a_new_store__one_run_one_ver
         process.start()
     answers = [said.get(timeout=60) for _ in processes]
     for process in processes:
-        process.join(10)
+        process.join(60)
     assert answers[0] == answers[1]
     assert tracking.versions("delay") == [answers[0][1]]
     assert [run.info.run_id for run in runs()] == [answers[0][0]]

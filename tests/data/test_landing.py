@@ -138,7 +138,7 @@ def test_publish__waits_for_who_holds_the_folder(delivery: Delivery) -> None:
         waiting.join(0.5)
         assert waiting.is_alive()
         assert contents() == {}
-    waiting.join(10)
+    waiting.join(60)
     assert landed_days("flights") == ["2013-01-02"]
 
 

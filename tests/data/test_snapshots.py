@@ -98,7 +98,7 @@ def test_snapshot__waits_for_who_publishes(delivery: Delivery) -> None:
         waiting.start()
         waiting.join(0.5)
         assert waiting.is_alive()
-    waiting.join(10)
+    waiting.join(60)
     assert not waiting.is_alive()
 
 

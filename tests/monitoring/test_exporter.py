@@ -118,7 +118,7 @@ def served(past: None) -> Iterator[str]:
     assert f"127.0.0.1:{port}/metrics" in process.stderr.readline()
     yield f"http://127.0.0.1:{port}/metrics"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
 
 
 def test_exporter__over_http__is_prometheus_text(served: str) -> None:

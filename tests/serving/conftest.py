@@ -44,7 +44,7 @@ def serve(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             try:
-                with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=10) as client:
+                with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as client:
                     eventually(lambda: server.started)
                     yield client
             finally:
@@ -66,8 +66,8 @@ def serve_process(
     where = {"EVERGREEN_HOST": "127.0.0.1", "EVERGREEN_SERVING_PORT": str(port), "PYTHONPATH": str(ROOT)} | settings
     process = subprocess.Popen(command, env=os.environ | where, stdout=subprocess.DEVNULL, stderr=said)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            eventually(lambda: _ready(client), seconds=30)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            eventually(lambda: _ready(client), seconds=90)
             yield process, client
     finally:
         process.kill()
@@ -81,7 +81,7 @@ def _ready(client: httpx.Client) -> bool:
         return False
 
 
-def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
+def eventually(check: Callable[[], Any], seconds: float = 30.0) -> Any:
     """Waits until `check` gives something true, and returns it."""
     deadline = time.monotonic() + seconds
     while not (found := check()):

@@ -36,7 +36,7 @@ def test_append__running__on_disk_within_the_flush(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(log, "FLUSH_SECONDS", 0.05)
     made = PredictionLog(tmp_path)
     made.append([entry()])
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not len(read_online(START, START + timedelta(days=1), tmp_path)):
         assert time.monotonic() < deadline, "not flushed"
         time.sleep(0.02)

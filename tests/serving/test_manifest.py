@@ -163,7 +163,7 @@ def test_publish__two_processes_at_once_on_a_new_database__one_wins(workspace: P
         process.start()
     answers = sorted(said.get(timeout=30) for _ in processes)
     for process in processes:
-        process.join(10)
+        process.join(60)
     assert [answer.split()[0] for answer in answers] == ["lost", "won"]
     now = manifest.current()
     assert now is not None and now.champion == deployed(answers[1].split()[1])
